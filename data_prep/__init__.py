@@ -1,0 +1,1 @@
+"""Raw datasets to prepared folders of TFRecord. Never sees a model."""

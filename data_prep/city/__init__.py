@@ -1,0 +1,1 @@
+"""The built-in city: a procedural town written in the raw formats of real datasets."""

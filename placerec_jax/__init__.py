@@ -1,0 +1,1 @@
+"""Place recognition and localization across cameras, LiDAR, maps and text, in JAX."""

@@ -1,0 +1,1 @@
+"""Scores, the passes that make them, and the reports that show them."""

@@ -1,0 +1,1 @@
+"""Pure functions: geometry, projection, pooling, transport."""

@@ -1,0 +1,1 @@
+"""State, step, sharding, checkpoints, progress."""
