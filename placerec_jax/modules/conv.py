@@ -6,7 +6,7 @@ from flax import linen as nn
 
 
 class ConvBatchNormReLU(nn.Module):
-    """(B, H, W, C) -> (B, H / stride, W / stride, features), zeros outside, symmetric padding (kernel // 2) as in torch.
+    """(B, H, W, C) -> (B, H / stride, W / stride, features); kernel // 2 zeros around, as in torch.
 
     The convolution has no bias: batch normalisation would remove it.
     """

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 (Tan and Le, arXiv 1905.11946) without its classification head, as released for TensorFlow."""
+"""EfficientNet-B0 (Tan and Le, arXiv 1905.11946) without its head, as released for TensorFlow."""
 
 from typing import NamedTuple
 
@@ -35,10 +35,10 @@ SQUEEZE_RATIO = 0.25
 class EfficientNetB0(nn.Module):
     """Images (B, H, W, 3) -> {'reduction_1': (B, H/2, W/2, 16), ..., 'reduction_5': (B, H/32, W/32, 320)}.
 
-    A tap is the last feature map of its resolution: 16, 24, 40, 112 and 320 channels. The probability that a residual
-    branch is skipped in training rises linearly with the depth, up to (almost) `drop_path_rate`; rng stream 'dropout'.
-    Padding is TensorFlow's 'SAME' (asymmetric at stride 2), with which the published weights were trained.
-    3,595,388 parameters.
+    A tap is the last feature map of its resolution: 16, 24, 40, 112 and 320 channels. The probability that a
+    residual branch is skipped in training rises linearly with the depth, up to (almost) `drop_path_rate`; rng
+    stream 'dropout'. Padding is TensorFlow's 'SAME' (asymmetric at stride 2), with which the published
+    weights were trained. 3,595,388 parameters.
     """
 
     drop_path_rate: float = 0.2
@@ -72,7 +72,8 @@ class EfficientNetB0(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck with squeeze-and-excitation: (B, H, W, C) -> (B, H / stride, W / stride, features).
 
-    Where the shape does not change the input is added, and the branch is dropped per example with `drop_path`.
+    Where the shape does not change the input is added, and the branch is dropped per example with
+    `drop_path`.
     """
 
     features: int
@@ -103,7 +104,7 @@ class MBConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """(B, H, W, C) -> (B, H, W, C): every channel times a gate in (0, 1) computed from the means of all channels."""
+    """(B, H, W, C) -> (B, H, W, C): every channel times a gate in (0, 1) that sees all channel means."""
 
     squeezed: int
     dtype: jnp.dtype = jnp.float32
@@ -127,7 +128,8 @@ def _conv(
         feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
-        # The released initialisation: the number of outputs a weight feeds, where a depthwise filter feeds one.
+        # The released initialisation: the number of outputs a weight feeds, where a depthwise filter feeds
+        # one.
         kernel_init=nn.initializers.variance_scaling(
             2.0, "fan_in" if groups > 1 else "fan_out", "truncated_normal"
         ),

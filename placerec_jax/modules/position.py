@@ -6,9 +6,10 @@ import numpy as np
 def sinusoidal_encoding_2d(rows: int, columns: int, dim: int) -> np.ndarray:
     """(rows, columns, dim) float32: dim/2 channels for the row (x), then dim/2 for the column (y).
 
-    Coordinates are counted from the centre of the grid, i - (rows - 1) / 2. Each half holds dim/4 sines, then dim/4
-    cosines, with the angular frequencies 10000^(-2k / (dim/2)), k = 0 ... dim/4 - 1; so the sines are antisymmetric
-    and the cosines symmetric about the centre (MapLocNet, arXiv 2407.08561, moves the origin there).
+    Coordinates are counted from the centre of the grid, i - (rows - 1) / 2. Each half holds dim/4 sines, then
+    dim/4 cosines, with the angular frequencies 10000^(-2k / (dim/2)), k = 0 ... dim/4 - 1; so the sines are
+    antisymmetric and the cosines symmetric about the centre (MapLocNet, arXiv 2407.08561, moves the origin
+    there).
     """
     if dim % 4:
         raise ValueError(

@@ -1,11 +1,13 @@
 """Transformer layers (Vaswani et al., arXiv 1706.03762) with ReLU, post-norm or pre-norm.
 
-The arithmetic is that of torch's `nn.TransformerEncoderLayer` and `nn.TransformerDecoderLayer`: layer-norm eps 1e-5,
-biases everywhere, dropout after the attention, inside the MLP and after it. Dropout of single attention weights is not
-done: it would force the (tokens x tokens) matrix into memory and rule out fused attention.
+The arithmetic is that of torch's `nn.TransformerEncoderLayer` and `nn.TransformerDecoderLayer`: layer-norm
+eps 1e-5, biases everywhere, dropout after the attention, inside the MLP and after it. Dropout of single
+attention weights is not done: it would force the (tokens x tokens) matrix into memory and rule out fused
+attention.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ NORMS = ("post", "pre")
 
 
 class MultiHeadAttention(nn.Module):
-    """Queries (B, T, D), keys and values from (B, S, E) -> (B, T, D); `mask` (B, S) is True where a key is real."""
+    """Queries (B, T, D) attend to a memory (B, S, E) -> (B, T, D); `mask` (B, S) is True where a key is real."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
@@ -58,14 +60,14 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """x (B, T, D) and a branch of it: norm(x + dropout(branch(x))) for norm 'post', x + dropout(branch(norm(x))) for 'pre'."""
+    """(B, T, D) -> norm(x + dropout(branch(x))) for norm 'post', x + dropout(branch(norm(x))) for 'pre'."""
 
     dropout: float = 0.0
     norm: str = "post"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, branch, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, branch: Callable[[jax.Array], jax.Array], train: bool) -> jax.Array:
         if self.norm not in NORMS:
             raise ValueError(f"transformer norm is {self.norm!r}; expected one of {NORMS}")
         norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")
@@ -96,7 +98,8 @@ class TransformerEncoderLayer(nn.Module):
 class TransformerDecoderLayer(nn.Module):
     """Queries (B, T, D), memory (B, S, E) -> (B, T, D): self-attention, attention to the memory, the MLP.
 
-    Without `self_attention` it is a cross-attention layer. `mask` (B, S) is True where a memory token is real.
+    Without `self_attention` it is a cross-attention layer. `mask` (B, S) is True where a memory token is
+    real.
     """
 
     heads: int

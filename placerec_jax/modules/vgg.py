@@ -1,4 +1,4 @@
-"""The convolutional part of VGG-16 (Simonyan and Zisserman, arXiv 1409.1556, configuration D), no normalisation."""
+"""The convolutions of VGG-16 (Simonyan and Zisserman, arXiv 1409.1556, configuration D), no normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ DEPTHS = {"conv4_3": 4, "conv5_3": 5}
 class VGG16Trunk(nn.Module):
     """(B, H, W, C) -> [(B, H, W, widths[0]), (B, H/2, W/2, widths[1]), ...]: the output of every block.
 
-    Four blocks for `depth` 'conv4_3' (strides 1, 2, 4, 8), five for 'conv5_3' (and 16); 2x2 max-pooling between.
+    Four blocks for `depth` 'conv4_3' (strides 1, 2, 4, 8), five for 'conv5_3' (and 16); 2x2 max-pooling
+    between.
     """
 
     depth: str = "conv4_3"

@@ -8,8 +8,9 @@ import numpy as np
 def upsample_bilinear(x: jax.Array, factor: int, align_corners: bool = False) -> jax.Array:
     """(B, H, W, C) -> (B, factor H, factor W, C), bilinear, borders clamped.
 
-    With `align_corners` the centres of the corner cells coincide; otherwise the outer edges of the two grids do
-    (half-pixel centres), so that cell i of the input covers the cells [factor i, factor (i + 1)) of the output.
+    With `align_corners` the centres of the corner cells coincide; otherwise the outer edges of the two grids
+    do (half-pixel centres), so that cell i of the input covers the cells [factor i, factor (i + 1)) of the
+    output.
     """
     if factor < 1:
         raise ValueError(f"upsample_bilinear: factor must be at least 1, found {factor}")
@@ -20,8 +21,9 @@ def upsample_bilinear(x: jax.Array, factor: int, align_corners: bool = False) ->
 
 
 def _upsample_axis_half_pixel(x: jax.Array, axis: int, factor: int) -> jax.Array:
-    # The position of an output cell between two input cells depends only on its number modulo `factor`. Blending
-    # whole shifted copies, one per remainder, needs neither a gather (its gradient is a scatter) nor a dense matrix.
+    # The position of an output cell between two input cells depends only on its number modulo `factor`.
+    # Blending whole shifted copies, one per remainder, needs neither a gather (its gradient is a scatter) nor
+    # a dense matrix.
     n = x.shape[axis]
     widths = [(0, 0)] * x.ndim
     widths[axis] = (1, 1)
@@ -34,7 +36,7 @@ def _upsample_axis_half_pixel(x: jax.Array, axis: int, factor: int) -> jax.Array
         low = jax.lax.slice_in_dim(padded, first + 1, first + 1 + n, axis=axis)
         high = jax.lax.slice_in_dim(padded, first + 2, first + 2 + n, axis=axis) if weight else low
         phases.append(low * (1 - weight) + high * weight if weight else low)
-    shape = x.shape[:axis] + (n * factor,) + x.shape[axis + 1 :]
+    shape = (*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis=axis + 1).reshape(shape)
 
 
