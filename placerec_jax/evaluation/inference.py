@@ -1,0 +1,159 @@
+"""Passes of a trained model over a split: small outputs for every frame, everything for chosen ones.
+
+Example i of a split always draws from `default_rng([cfg.eval.seed, i])`, so its noise depends neither on the batch size nor on
+which other examples are asked for.
+"""
+
+import functools
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from placerec_jax.data.pipeline import eval_batches
+from placerec_jax.data.prepared import PreparedFolder
+
+Rows = dict[str, np.ndarray]
+
+# Outputs with more numbers an example (segmentation maps, features) are not kept for a whole split.
+MAX_ROW_SIZE = 64
+
+
+def predict_split(
+    method: ModuleType,
+    cfg: ml_collections.ConfigDict,
+    variables: dict[str, Any],
+    prepared: PreparedFolder,
+    split: str,
+    mesh: Mesh,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Rows:
+    """The method's small predictions over a split, in its order: {name: (N, ...)}.
+
+    `variables` are the model's collections (`params`, `batch_stats`). `limit` keeps that many examples, evenly spread.
+    `position` (N,) is added: each row's place in the split. Every process of a multi-host run gets all rows.
+
+    Raises:
+        ValueError: the split is empty or `cfg.eval.batch_size` does not divide over the mesh.
+    """
+    source = method.source(cfg, prepared, split, training=False)
+    if not len(source):
+        raise ValueError(
+            f"{prepared.root}: split {split!r} of scheme {cfg.data.scheme!r} has no examples to predict"
+        )
+    positions = spread(len(source), limit)
+    parts = [
+        small
+        for _, small in _predict(method, cfg, variables, source, positions, mesh, False, split, progress)
+    ]
+    return {**_joined(parts, len(positions)), "position": positions}
+
+
+def predict_examples(
+    method: ModuleType,
+    cfg: ml_collections.ConfigDict,
+    variables: dict[str, Any],
+    prepared: PreparedFolder,
+    split: str,
+    mesh: Mesh,
+    positions: np.ndarray,
+) -> tuple[Rows, Rows]:
+    """Features (n, ...) and all predictions (n, ...) of the examples at (n,) `positions` of a split, in that order."""
+    source = method.source(cfg, prepared, split, training=False)
+    positions = np.asarray(positions, np.int64)
+    parts = list(_predict(method, cfg, variables, source, positions, mesh, True, split, progress=False))
+    features, predictions = ([part[side] for part in parts] for side in (0, 1))
+    return _joined(features, len(positions)), _joined(predictions, len(positions))
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """(min(count, limit),) int64 distinct numbers below `count`, evenly spread and increasing."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.arange(limit, dtype=np.int64) * count // limit
+
+
+def _predict(
+    method: ModuleType,
+    cfg: ml_collections.ConfigDict,
+    variables: dict[str, Any],
+    source: Any,
+    positions: np.ndarray,
+    mesh: Mesh,
+    everything: bool,
+    label: str,
+    progress: bool,
+) -> Iterator[tuple[Rows, Rows]]:
+    """Batches of (features, predictions) as (processes, rows of one process, ...), padding removed.
+
+    Process p of P reads the positions p, p + P, ...: all have equally many, so that no process waits for a batch that another
+    does not have. Features are gathered only when `everything` is asked for.
+    """
+    processes, process = jax.process_count(), jax.process_index()
+    if cfg.eval.batch_size % mesh.size or cfg.eval.batch_size % processes:
+        raise ValueError(
+            f"config.eval.batch_size is {cfg.eval.batch_size}; expected a multiple of the {mesh.size} devices of the mesh"
+        )
+    padded = np.pad(positions, (0, -len(positions) % processes), mode="edge")
+    batches = eval_batches(
+        source,
+        batch_size=cfg.eval.batch_size // processes,
+        seed=cfg.eval.seed,
+        indices=padded[process::processes],
+    )
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    frozen = ml_collections.FrozenConfigDict(cfg)
+    names = method.features(cfg).keys()
+    bar = tqdm(
+        total=len(positions), desc=f"predict {label}", unit="frame", disable=not progress or process > 0
+    )
+    with bar, jax.set_mesh(mesh):
+        for local in batches:
+            mask = local["mask"]
+            batch = {name: jax.make_array_from_process_local_data(sharding, local[name]) for name in names}
+            outputs = _predict_batch(method, frozen, everything, mesh, variables, batch)
+            yield tuple(
+                {
+                    name: np.asarray(value).reshape(processes, len(mask), *value.shape[1:])[:, mask]
+                    for name, value in side.items()
+                }
+                for side in outputs
+            )
+            bar.update(min(processes * int(mask.sum()), bar.total - bar.n))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _predict_batch(
+    method: ModuleType,
+    cfg: ml_collections.FrozenConfigDict,
+    everything: bool,
+    mesh: Mesh,
+    variables: dict[str, Any],
+    batch: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """(features to keep, predictions to keep), on every device whole. Module-level, so that one compilation serves all calls."""
+    representations = method.model(cfg).apply(variables, batch, train=False)
+    predictions = method.predict(cfg, representations, batch)
+    if everything:
+        kept = (batch, predictions)
+    else:
+        kept = (
+            {},
+            {name: v for name, v in predictions.items() if v.size // v.shape[0] <= MAX_ROW_SIZE},
+        )
+    return jax.lax.with_sharding_constraint(kept, NamedSharding(mesh, PartitionSpec()))
+
+
+def _joined(parts: list[Rows], count: int) -> Rows:
+    """Parts (processes, n, ...) → (count, ...) in the order of the positions."""
+    joined = {}
+    for name in parts[0]:
+        whole = np.concatenate([part[name] for part in parts], axis=1)
+        joined[name] = np.swapaxes(whole, 0, 1).reshape(-1, *whole.shape[2:])[:count]
+    return joined

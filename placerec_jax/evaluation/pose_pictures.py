@@ -1,0 +1,404 @@
+"""Pictures of SE(2) localization: error charts, drives coloured by error, and single frames drawn on the map.
+
+Everything is drawn on `matplotlib.figure.Figure` objects, so no global backend or style is touched. Ego pictures have forward up
+and left on the left; location pictures have north up.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib.patheffects
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+from placerec_jax.ops.grid import Grid2D
+from placerec_jax.ops.rigid import se2_apply
+
+# Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
+PREDICTION, COARSE, NOTHING, TRUE = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
+NAMES = {"prediction": "prediction", "coarse": "coarse stage alone", "do_nothing": "doing nothing"}
+COLORS = {"prediction": PREDICTION, "coarse": COARSE, "do_nothing": NOTHING}
+
+# Painted in this order, later over earlier.
+MAP_COLORS = {
+    "drivable": (0.87, 0.88, 0.90),
+    "road": (0.60, 0.63, 0.68),
+    "building": (0.86, 0.76, 0.63),
+    "node": (0.75, 0.15, 0.20),
+}
+MAP_GROUND = (0.97, 0.97, 0.95)
+
+# Where the cameras of a surround rig are shown, (row, column).
+SURROUND = {
+    "CAM_FRONT_LEFT": (0, 0),
+    "CAM_FRONT": (0, 1),
+    "CAM_FRONT_RIGHT": (0, 2),
+    "CAM_BACK_LEFT": (1, 0),
+    "CAM_BACK": (1, 1),
+    "CAM_BACK_RIGHT": (1, 2),
+}
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a94a3",
+    "axes.labelcolor": "#3a4350",
+    "xtick.color": "#5b6675",
+    "ytick.color": "#5b6675",
+    "axes.grid": True,
+    "grid.color": "#e6e9ee",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One query as drawn: grids and arrays without batch axis.
+
+    `map_layers` {name in MAP_COLORS: (H, W) in 0..1} on `map_grid`; `poses` {prediction, true, coarse}: (3,) in the noisy ego frame,
+    which is the frame of `map_grid`; `images` {camera name: (h, w, 3) uint8}; `bev` and `map` {class: (probability, label)}.
+    """
+
+    title: str
+    map_grid: Grid2D
+    bev_grid: Grid2D
+    map_layers: Mapping[str, np.ndarray]
+    poses: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray]
+    bev: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    map: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def ego_to_picture(xy: np.ndarray) -> np.ndarray:
+    """(..., 2) ego points (x forward, y left) → (right, up) on a picture with forward up, metres."""
+    return np.stack([-xy[..., 1], xy[..., 0]], axis=-1)
+
+
+def ego_picture(cells: np.ndarray) -> np.ndarray:
+    """(rows, columns, ...) cells of an ego grid → the same as a picture: forward up, left on the left."""
+    return cells[::-1, ::-1]
+
+
+def ego_extent(grid: Grid2D) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) of `ego_picture` in the coordinates of `ego_to_picture`."""
+    x_min, x_max, y_min, y_max = grid.extent
+    return -y_max, -y_min, x_min, x_max
+
+
+def north_picture(cells: np.ndarray) -> np.ndarray:
+    """(rows, columns, ...) cells of a location raster (row = east, column = north) → a picture with north up."""
+    return np.swapaxes(cells, 0, 1)[::-1]
+
+
+def paint_map(layers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """{name in MAP_COLORS: (rows, columns) coverage in 0..1} → (rows, columns, 3) colours in 0..1."""
+    shape = next(iter(layers.values())).shape
+    picture = np.broadcast_to(np.array(MAP_GROUND), (*shape, 3)).copy()
+    for name, color in MAP_COLORS.items():
+        if name in layers:
+            cover = np.clip(layers[name].astype(np.float64), 0, 1)[..., None]
+            picture = (1 - cover) * picture + cover * np.array(color)
+    return picture
+
+
+def encode(figure: Figure, kind: str = "png", dpi: int = 110) -> bytes:
+    """A figure as PNG (charts) or JPEG (photographs) bytes."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    options = {"pil_kwargs": {"quality": 86, "optimize": True}} if kind == "jpeg" else {}
+    figure.savefig(buffer, format=kind, dpi=dpi, facecolor="white", **options)
+    return buffer.getvalue()
+
+
+def histograms(errors: Mapping[str, Mapping[str, np.ndarray]], units: Mapping[str, str]) -> bytes:
+    """{estimate: {error: (N,)}} → PNG: one histogram an error, doing nothing as outline, medians as lines."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 6.2), layout="constrained")
+        for axes, (kind, unit) in zip(figure.subplots(2, 2).flat, units.items(), strict=True):
+            ours, nothing = errors["prediction"][kind], errors["do_nothing"][kind]
+            bins = np.linspace(0, max(np.percentile(ours, 99), nothing.max(), 1e-3), 41)
+            # The last bin holds everything beyond, so that no query disappears from the picture.
+            axes.hist(np.minimum(ours, bins[-1]), bins, color=PREDICTION, alpha=0.85, label="prediction")
+            axes.hist(
+                np.minimum(nothing, bins[-1]),
+                bins,
+                histtype="step",
+                color=NOTHING,
+                lw=1.8,
+                label="doing nothing",
+            )
+            for values, color in ((ours, PREDICTION), (nothing, NOTHING)):
+                axes.axvline(np.median(values), color=color, ls="--", lw=1.3)
+            axes.set_title(
+                f"{kind}, median {np.median(ours):.2f} {unit} (doing nothing {np.median(nothing):.2f})"
+            )
+            axes.set_xlabel(f"error, {unit}")
+            axes.set_ylabel("queries")
+        figure.axes[0].legend()
+        return encode(figure)
+
+
+def recall_curves(errors: Mapping[str, Mapping[str, np.ndarray]], thresholds: Sequence[float]) -> bytes:
+    """{estimate: {error: (N,)}} → PNG: share of queries within a threshold, position and orientation."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+        for axes, (kind, unit) in zip(
+            figure.subplots(1, 2), {"position": "m", "orientation": "deg"}.items(), strict=True
+        ):
+            limit = max(np.percentile(found[kind], 98) for found in errors.values())
+            limit = max(limit, thresholds[-1])
+            for name, found in errors.items():
+                values = np.sort(found[kind])
+                share = 100 * np.arange(1, len(values) + 1) / len(values)
+                axes.step(
+                    np.concatenate([[0], values]),
+                    np.concatenate([[0], share]),
+                    where="post",
+                    color=COLORS[name],
+                    lw=2.2 if name == "prediction" else 1.5,
+                    label=NAMES[name],
+                )
+            for threshold in thresholds:
+                axes.axvline(threshold, color="#b6bec9", lw=0.8, ls=":")
+            axes.set(
+                xlim=(0, limit), ylim=(0, 100), xlabel=f"threshold, {unit}", ylabel="recall, %", title=kind
+            )
+        figure.axes[0].legend(loc="lower right")
+        return encode(figure)
+
+
+def before_after(errors: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+    """{estimate: {error: (N,)}} → PNG: each query's error without and with the prediction."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+        for axes, (kind, unit) in zip(
+            figure.subplots(1, 2), {"position": "m", "orientation": "deg"}.items(), strict=True
+        ):
+            before, after = errors["do_nothing"][kind], errors["prediction"][kind]
+            limit = 1.03 * max(before.max(), np.percentile(after, 99), 1e-3)
+            axes.scatter(
+                before, np.minimum(after, limit), s=9, color=PREDICTION, alpha=0.45, lw=0, clip_on=False
+            )
+            axes.plot([0, limit], [0, limit], color=NOTHING, lw=1.4, label="no change")
+            axes.plot([0, limit], [0, limit / 2], color="#8a94a3", lw=1.1, ls="--", label="half the error")
+            better = 100 * np.mean(after < before)
+            axes.set_title(f"{kind}: {better:.0f} % of the queries are better than before")
+            axes.set(
+                xlim=(0, limit),
+                ylim=(0, limit),
+                xlabel=f"before, {unit}",
+                ylabel=f"after, {unit}",
+                aspect="equal",
+            )
+        figure.axes[0].legend(loc="upper left")
+        return encode(figure)
+
+
+def drive_map(
+    raster: np.ndarray,
+    origin: np.ndarray,
+    cell: float,
+    layers: Sequence[str],
+    map_poses: np.ndarray,
+    errors: np.ndarray,
+    limit: float,
+    title: str,
+) -> bytes:
+    """A location's raster (rows, columns, layers) around (N, 3) map poses, which are coloured by (N,) position errors up to `limit`."""
+    window, extent = _window(raster.shape[:2], origin, cell, map_poses, margin=40.0)
+    picture = paint_map({name: raster[..., i][window] for i, name in enumerate(layers)})
+    width, height = extent[1] - extent[0], extent[3] - extent[2]
+    scale = min(9.0 / width, 8.0 / height)
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(
+            figsize=(max(width * scale, 4.0) + 1.4, max(height * scale, 2.5) + 0.6), layout="constrained"
+        )
+        axes = figure.subplots()
+        axes.imshow(north_picture(picture), extent=extent, interpolation="antialiased")
+        heading = np.stack([np.cos(map_poses[:, 2]), np.sin(map_poses[:, 2])], axis=-1)
+        shown = np.argsort(errors)  # the worst on top
+        arrows = axes.quiver(
+            *map_poses[shown, :2].T,
+            *heading[shown].T,
+            np.minimum(errors[shown], limit),
+            cmap="plasma",
+            clim=(0, limit),
+            angles="xy",
+            pivot="middle",
+            scale=1 / 0.016,
+            width=0.004,
+            headwidth=4.5,
+        )
+        figure.colorbar(
+            arrows, ax=axes, shrink=0.75, pad=0.01, label="position error, m", extend="max", aspect=30
+        )
+        axes.set(title=title, xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
+        _scale_bar(axes, _round_length(width / 5), extent)
+        return encode(figure, dpi=120)
+
+
+def frame_picture(frame: Frame) -> bytes:
+    """JPEG: the map with the true, noisy and predicted pose, the cameras beside, probabilities above labels."""
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(14.6, 8.6), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+        outer = figure.add_gridspec(1, 2, width_ratios=(1.0, 1.28))
+        left = GridSpecFromSubplotSpec(2, 1, outer[0], height_ratios=(1.55, 1.0))
+        right = GridSpecFromSubplotSpec(2, 1, outer[1], height_ratios=(1.0, 1.35))
+        painted = ego_picture(paint_map(frame.map_layers))
+
+        whole = figure.add_subplot(left[0])
+        _map_panel(whole, painted, frame, arrow=9.0)
+        whole.set_title("map patch, forward of the noisy pose is up")
+        _scale_bar(whole, 20.0, ego_extent(frame.map_grid))
+        _legend(whole, frame)
+
+        closer = figure.add_subplot(left[1])
+        _map_panel(closer, painted, frame, arrow=4.0)
+        reach = _reach(frame.poses)
+        closer.set(xlim=(-1.75 * reach, 1.75 * reach), ylim=(-reach, reach))
+        closer.set_title("closer")
+        _scale_bar(closer, 5.0, (-1.75 * reach, 1.75 * reach, -reach, reach))
+
+        _cameras(figure, right[0], frame.images)
+        _segmentation(figure, right[1], frame)
+        figure.suptitle(frame.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return encode(figure, "jpeg", dpi=105)
+
+
+def _reach(poses: Mapping[str, np.ndarray]) -> float:
+    """Half the height of a view around the noisy pose that holds every pose, metres."""
+    return 4.0 + max(float(np.abs(pose[:2]).max()) for pose in poses.values())
+
+
+def _map_panel(axes: Axes, painted: np.ndarray, frame: Frame, arrow: float) -> None:
+    axes.imshow(painted, extent=ego_extent(frame.map_grid), interpolation="nearest")
+    for pose, color in ((frame.poses["true"], TRUE), (frame.poses["prediction"], PREDICTION)):
+        corners = _outline(frame.bev_grid)
+        axes.plot(*ego_to_picture(se2_apply(pose[None], corners)).T, color=color, lw=1.0, ls="--", alpha=0.9)
+    drawn = {"noisy": (np.zeros(3), NOTHING), "true": (frame.poses["true"], TRUE)}
+    drawn["prediction"] = (frame.poses["prediction"], PREDICTION)
+    for pose, color in drawn.values():
+        _arrow(axes, pose, color, arrow)
+    left, right, bottom, top = ego_extent(frame.map_grid)
+    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
+
+
+def _outline(grid: Grid2D) -> np.ndarray:
+    """(5, 2) closed rectangle around a grid, in its frame."""
+    x_min, x_max, y_min, y_max = grid.extent
+    return np.array([[x_min, y_min], [x_max, y_min], [x_max, y_max], [x_min, y_max], [x_min, y_min]])
+
+
+def _arrow(axes: Axes, pose: np.ndarray, color: str, length: float) -> None:
+    tail, tip = ego_to_picture(se2_apply(np.asarray(pose)[None], np.array([[0.0, 0.0], [length, 0.0]])))
+    halo = [matplotlib.patheffects.withStroke(linewidth=4.0, foreground="white")]
+    axes.annotate(
+        "",
+        xy=tip,
+        xytext=tail,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": color,
+            "lw": 2.0,
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "path_effects": halo,
+        },
+        annotation_clip=True,
+    )
+    axes.plot(*tail, "o", color=color, ms=5.5, mec="white", mew=1.0)
+
+
+def _legend(axes: Axes, frame: Frame) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries = [
+        Line2D([], [], color=color, marker="o", lw=2, mec="white", label=label)
+        for color, label in ((TRUE, "true"), (NOTHING, "noisy"), (PREDICTION, "predicted"))
+    ]
+    entries.append(Line2D([], [], color="#5b6675", ls="--", lw=1, label="camera view"))
+    entries += [
+        Patch(color=color, label=name) for name, color in MAP_COLORS.items() if name in frame.map_layers
+    ]
+    axes.legend(handles=entries, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, handlelength=1.6)
+
+
+def _cameras(figure: Figure, place: object, images: Mapping[str, np.ndarray]) -> None:
+    if set(images) <= set(SURROUND):
+        places = {name: SURROUND[name] for name in images}
+    else:
+        places = {name: divmod(i, 4) for i, name in enumerate(images)}
+    rows, columns = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
+    grid = GridSpecFromSubplotSpec(rows, columns, place)
+    for name, image in images.items():
+        axes = figure.add_subplot(grid[places[name]])
+        axes.imshow(image)
+        axes.set_title(name.removeprefix("CAM_").replace("_", " ").lower(), fontsize=8, pad=2)
+        axes.axis("off")
+
+
+def _segmentation(figure: Figure, place: object, frame: Frame) -> None:
+    columns = len(frame.bev) + len(frame.map)
+    ratios = [_aspect(frame.bev_grid)] * len(frame.bev) + [_aspect(frame.map_grid)] * len(frame.map)
+    grid = GridSpecFromSubplotSpec(2, columns, place, width_ratios=ratios)
+    shown = [("cameras", *item, frame.bev_grid) for item in frame.bev.items()]
+    shown += [("map", *item, frame.map_grid) for item in frame.map.items()]
+    for column, (origin, name, (probability, label), cells) in enumerate(shown):
+        for row, values in enumerate((probability, label)):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(ego_picture(values), cmap="magma", vmin=0, vmax=1, extent=ego_extent(cells))
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(f"{origin}: {name}", fontsize=8, pad=3)
+            if column == 0:
+                axes.set_ylabel(("probability", "label")[row], fontsize=8)
+
+
+def _aspect(grid: Grid2D) -> float:
+    rows, columns = grid.shape
+    return columns / rows
+
+
+def _window(
+    shape: tuple[int, int], origin: np.ndarray, cell: float, poses: np.ndarray, margin: float
+) -> tuple[tuple[slice, slice], tuple[float, float, float, float]]:
+    """Cells of a raster within `margin` of the poses, and their (west, east, south, north) in map metres."""
+    low = np.floor((poses[:, :2].min(axis=0) - margin - origin) / cell).astype(int)
+    high = np.ceil((poses[:, :2].max(axis=0) + margin - origin) / cell).astype(int)
+    low, high = np.clip(low, 0, shape), np.clip(high, 0, shape)
+    west, south = origin + low * cell
+    east, north = origin + high * cell
+    return (slice(low[0], high[0]), slice(low[1], high[1])), (west, east, south, north)
+
+
+def _round_length(length: float) -> float:
+    """The largest 1, 2 or 5 times a power of ten not above `length`."""
+    power = 10.0 ** np.floor(np.log10(length))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= length))
+
+
+def _scale_bar(axes: Axes, length: float, extent: Sequence[float]) -> None:
+    left, right, bottom, top = extent
+    x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
+    halo = [matplotlib.patheffects.withStroke(linewidth=3.0, foreground="white")]
+    axes.plot([x, x + length], [y, y], color="#1c2430", lw=2.5, solid_capstyle="butt", path_effects=halo)
+    axes.annotate(
+        f"{length:g} m",
+        (x + length / 2, y),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        color="#1c2430",
+        path_effects=halo,
+    )
