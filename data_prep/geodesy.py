@@ -1,15 +1,18 @@
 """WGS84 ↔ the four nuScenes map frames.
 
-A nuScenes map frame starts at the south-west corner of its map, x east and y north, in metres. All four corners are exact
-corners of zoom-21 slippy-map tiles, so the frames are spherical Mercator, scaled to true metres at the corner:
+A nuScenes map frame starts at the south-west corner of its map, x east and y north, in metres. All four
+corners are exact corners of zoom-21 slippy-map tiles, so the frames are spherical Mercator, scaled to true
+metres at the corner:
 
     x = R·cos φ0·(λ − λ0),   y = R·cos φ0·(ψ(φ) − ψ(φ0)),   ψ(φ) = ln tan(π/4 + φ/2),   R = 6378137 m.
 
-Unscaled Web Mercator (EPSG:3857) offsets would be 35 % too long in Boston, and UTM offsets are turned by its grid
-convergence (1.4° there).
+Unscaled Web Mercator (EPSG:3857) offsets would be 35 % too long in Boston, and UTM offsets are turned by its
+grid convergence (1.4° there).
 """
 
 import numpy as np
+
+from data_prep.errors import InputError
 
 EARTH_RADIUS = 6378137.0  # m, the sphere of Web Mercator
 
@@ -34,9 +37,9 @@ MAX_LATITUDE = 85.06
 
 
 def check_location(location: str) -> str:
-    """Return `location` if its map frame is known; ValueError listing the known ones if not."""
+    """Return `location` if its map frame is known; InputError listing the known ones if not."""
     if location not in ORIGINS:
-        raise ValueError(
+        raise InputError(
             f"unknown location {location!r}: the map frames known are {', '.join(sorted(ORIGINS))}. "
             "Correct the name, or add the origin and size of its map to data_prep/geodesy.py."
         )
@@ -44,18 +47,19 @@ def check_location(location: str) -> str:
 
 
 def wgs84_to_map(latlon: np.ndarray, location: str) -> np.ndarray:
-    """(..., 2) latitude, longitude in degrees → (..., 2) float64 x, y in metres in the map frame of `location`.
+    """(..., 2) latitude, longitude in degrees → (..., 2) float64 x, y in metres in the map frame of
+    `location`.
 
-    Raises ValueError for an unknown location and for coordinates that are not finite or not on a street map.
+    Raises InputError for an unknown location and for coordinates that are not finite or not on a street map.
     """
     latlon = np.asarray(latlon, np.float64)
     # Written so that NaN fails too.
     valid = (np.abs(latlon[..., 0]) <= MAX_LATITUDE) & (np.abs(latlon[..., 1]) <= 180.0)
     if not np.all(valid):
         bad = latlon[~valid][0]
-        raise ValueError(
-            f"coordinates out of range: latitude {bad[0]}, longitude {bad[1]} (degrees); expected |latitude| <= "
-            f"{MAX_LATITUDE} and |longitude| <= 180. Are they swapped, or not WGS84 degrees?"
+        raise InputError(
+            f"coordinates out of range: latitude {bad[0]}, longitude {bad[1]} (degrees); expected "
+            f"|latitude| <= {MAX_LATITUDE} and |longitude| <= 180. Are they swapped, or not WGS84 degrees?"
         )
     lat0, lon0 = ORIGINS[check_location(location)]
     scale = EARTH_RADIUS * np.cos(np.radians(lat0))
