@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNetStage(nn.Module):
-    """(B, H, W, C) -> (B, H / stride, W / stride, features): `blocks` basic blocks, the first with the stride."""
+    """(B, H, W, C) -> (B, H / stride, W / stride, features): `blocks` basic blocks, the first strided."""
 
     features: int
     blocks: int
@@ -47,7 +47,7 @@ class ResNetStage(nn.Module):
 
 
 class ResNetTrunk(nn.Module):
-    """Images (B, H, W, 3) -> {'reduction_1': (B, H/2, W/2, stem), 'reduction_2': (B, H/4, W/4, widths[0]) ...}.
+    """Images (B, H, W, 3) -> {'reduction_1': (B, H/2, W/2, stem), 'reduction_2': (B, H/4, W/4, widths[0])..}.
 
     Every stage halves the resolution. A backbone for small configurations; its taps are named as
     EfficientNet's.

@@ -19,7 +19,7 @@ NORMS = ("post", "pre")
 
 
 class MultiHeadAttention(nn.Module):
-    """Queries (B, T, D) attend to a memory (B, S, E) -> (B, T, D); `mask` (B, S) is True where a key is real."""
+    """Queries (B, T, D) attend to a memory (B, S, E) -> (B, T, D); `mask` (B, S) is True at real keys."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32

@@ -21,23 +21,27 @@ def upsample_bilinear(x: jax.Array, factor: int, align_corners: bool = False) ->
 
 
 def _upsample_axis_half_pixel(x: jax.Array, axis: int, factor: int) -> jax.Array:
-    # The position of an output cell between two input cells depends only on its number modulo `factor`.
-    # Blending whole shifted copies, one per remainder, needs neither a gather (its gradient is a scatter) nor
-    # a dense matrix.
-    n = x.shape[axis]
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (1, 1)
-    padded = jnp.pad(x, widths, mode="edge")
+    # Every input cell becomes `factor` output cells, and each blends it with its neighbour on one side by a
+    # weight that is the same along the axis. Whole shifted copies need neither a gather, whose gradient is a
+    # scatter, nor a dense interpolation matrix.
+    before, after = _shift(x, axis, -1), _shift(x, axis, 1)
     phases = []
     for phase in range(factor):
-        position = (phase + 0.5) / factor - 0.5
-        first = int(np.floor(position))
-        weight = position - first
-        low = jax.lax.slice_in_dim(padded, first + 1, first + 1 + n, axis=axis)
-        high = jax.lax.slice_in_dim(padded, first + 2, first + 2 + n, axis=axis) if weight else low
-        phases.append(low * (1 - weight) + high * weight if weight else low)
-    shape = (*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
+        offset = (phase + 0.5) / factor - 0.5  # from the centre of the input cell, in input cells
+        neighbour = before if offset < 0 else after
+        phases.append((1 - abs(offset)) * x + abs(offset) * neighbour)
+    shape = (*x.shape[:axis], x.shape[axis] * factor, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis=axis + 1).reshape(shape)
+
+
+def _shift(x: jax.Array, axis: int, step: int) -> jax.Array:
+    """y[i] = x[i + step] for a step of 1 or -1; the cell at the border stands in for what is beyond it."""
+    n = x.shape[axis]
+    first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+    last = jax.lax.slice_in_dim(x, n - 1, n, axis=axis)
+    if step > 0:
+        return jnp.concatenate([jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis)
+    return jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis)
 
 
 def _upsample_axis_aligned(x: jax.Array, axis: int, factor: int) -> jax.Array:
