@@ -1,7 +1,7 @@
-"""What all tests share: simulated devices, a compile cache, commands as a user types them, and what a machine may lack.
+"""What all tests share: simulated devices, a compile cache, commands as a user types them, what a machine may lack.
 
-Runs before any test module is imported, so the environment set here reaches JAX, NumPy and TensorFlow before they start
-their thread pools, and reaches the processes that tests start.
+Runs before any test module is imported, so the environment set here reaches JAX, NumPy and TensorFlow before
+they start their thread pools, and reaches the processes that tests start.
 """
 
 import os
@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # One worker a core already fills the machine; a thread pool per library and worker would only make them wait.
+    # One worker a core already fills the machine; a thread pool for each library would only make them wait.
     for variable in (
         "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS",
@@ -69,7 +69,7 @@ def interop_python() -> Path:
 
 @pytest.fixture(scope="session")
 def command_environment() -> dict[str, str]:
-    """The environment for a command started by a test: this one, with the checkout importable from anywhere."""
+    """The environment of a command started by a test: the checkout is importable from any folder."""
     search_path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
 
@@ -78,7 +78,7 @@ def command_environment() -> dict[str, str]:
 def run_command(command_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_command('-m', 'data_prep', 'check', root)`: this Python with these arguments, from the checkout.
 
-    `expect` is the exit status that must come back (None: any); otherwise the test fails and shows both outputs.
+    `expect` is the exit status that must come back (None: any), else the test fails and shows both outputs;
     `cwd` and `env` (added variables) are optional.
     """
 

@@ -1,6 +1,6 @@
 """The rules that keep the project one that can be read: what may import what, and what an import may do.
 
-Everything here runs over the folders, so that a new method, module or config is held to the rules by being there.
+Everything here runs over the folders: a new method, module or config is held to the rules by being there.
 """
 
 import ast
@@ -59,7 +59,7 @@ def python_modules(package: str) -> dict[str, Path]:
 
 
 def imports_of(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Dotted names that `path` imports anywhere in it, functions included; members resolve to their module."""
+    """Dotted names that `path` imports anywhere in it, functions included; a member counts as its module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -77,7 +77,7 @@ def layer(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in LAYERS else "entry point"
 
 
-# --- What may import what ---------------------------------------------------------------------------------------------
+# --- What may import what -----------------------------------------------------------------------------------
 
 
 def test_imports_inside_the_library_go_down() -> None:
@@ -132,7 +132,7 @@ def test_configs_import_only_configs() -> None:
             assert imported.split(".")[0] in {"configs", "ml_collections"}, f"{module} imports {imported}"
 
 
-# --- What an import may do --------------------------------------------------------------------------------------------
+# --- What an import may do ----------------------------------------------------------------------------------
 
 IMPORT_ALL = """
 import importlib, json, sys
@@ -171,7 +171,7 @@ def test_package_and_grid_import_without_jax(module: str, run_command) -> None:
     run_command("-c", f"import sys, {module}; assert 'jax' not in sys.modules")
 
 
-# --- Every method and every config ------------------------------------------------------------------------------------
+# --- Every method and every config --------------------------------------------------------------------------
 
 
 def method_names() -> list[str]:
@@ -184,7 +184,7 @@ def config_args(method: str) -> list[str]:
     with pytest.raises(ValueError, match="no-such-preset") as error:
         module.get_config("no-such-preset")
     listed = re.search(r"\[.*\]", str(error.value))
-    assert listed, f"configs/{method}.py: the error for an unknown preset does not list the known ones: {error.value}"
+    assert listed, f"configs/{method}.py: the error for an unknown preset lists no known ones: {error.value}"
     return ast.literal_eval(listed.group())
 
 
@@ -237,7 +237,7 @@ def test_config_loads_locks_and_is_deterministic(method: str, arg: str) -> None:
 
 @pytest.mark.parametrize(("method", "arg"), every_recipe())
 def test_method_is_defined_by_its_features_alone(method: str, arg: str) -> None:
-    """Shapes of one example suffice to initialise, to take a loss and to predict, with no data and no computation."""
+    """Shapes of one example suffice to initialise, to take a loss and to predict; no data, no computation."""
     cfg = get_config(method, arg).lock()
     module = methods.load(method)
     features = module.features(cfg)
@@ -276,7 +276,7 @@ def test_method_is_defined_by_its_features_alone(method: str, arg: str) -> None:
         assert prediction.shape[0] == batch_size, (name, prediction.shape)
 
 
-# --- The text of the repository ---------------------------------------------------------------------------------------
+# --- The text of the repository -----------------------------------------------------------------------------
 
 
 def test_no_drawer_modules() -> None:
