@@ -1,4 +1,4 @@
-"""What all tests share: simulated devices, a compile cache, commands as a user types them, what a machine may lack.
+"""What all tests share: simulated devices, a compile cache, commands as a user types them, fixtures.
 
 Runs before any test module is imported, so the environment set here reaches JAX, NumPy and TensorFlow before
 they start their thread pools, and reaches the processes that tests start.
