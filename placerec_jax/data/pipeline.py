@@ -29,6 +29,7 @@ class FeatureError(ValueError):
 def train_batches(
     source: ExampleSource,
     *,
+    features: Mapping[str, jax.ShapeDtypeStruct],
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -44,6 +45,7 @@ def train_batches(
 
     Raises:
         ValueError: no examples, or processes do not divide the batch.
+        FeatureError: the first example is not what the method's `features(cfg)` say.
     """
     if batch_size % process_count:
         raise ValueError(
@@ -51,6 +53,7 @@ def train_batches(
         )
     local_size = batch_size // process_count
     draws = _Draws(source, seed, batch_size, local_size, process_index)
+    check_example(draws[start_step * local_size], features)
     dataset = grain.MapDataset.source(draws).batch(local_size)[start_step:]
     return iter(_prefetched(dataset, workers))
 
@@ -92,7 +95,9 @@ def check_example(example: Mapping[str, Any], features: Mapping[str, jax.ShapeDt
                 f"{name}: expected {expected.dtype}{list(expected.shape)}, found {found.dtype}{list(found.shape)}"
             )
     if problems:
-        raise FeatureError("an example differs from the method's features(cfg):\n  " + "\n  ".join(sorted(problems)))
+        raise FeatureError(
+            "an example differs from the method's features(cfg):\n  " + "\n  ".join(sorted(problems))
+        )
 
 
 class _Draws:
@@ -102,7 +107,9 @@ class _Draws:
         self, source: ExampleSource, seed: int, batch_size: int, local_size: int, process_index: int
     ) -> None:
         if not len(source):
-            raise ValueError("the training split is empty: set config.data.scheme or config.data.train_split.")
+            raise ValueError(
+                "the training split is empty: set config.data.scheme or config.data.train_split."
+            )
         self._source, self._seed = source, seed
         self._batch_size, self._local_size, self._process_index = batch_size, local_size, process_index
 

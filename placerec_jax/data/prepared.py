@@ -45,7 +45,9 @@ class PreparedFolder:
         path = self.root / "splits" / f"{scheme}.npz"
         if not path.is_file():
             schemes = sorted(p.stem for p in path.parent.glob("*.npz"))
-            raise PreparedError(f"{path}: no such scheme of splits; there are {schemes}. Set config.data.scheme.")
+            raise PreparedError(
+                f"{path}: no such scheme of splits; there are {schemes}. Set config.data.scheme."
+            )
         with np.load(path) as splits:
             if name not in splits:
                 raise PreparedError(f"{path}: no split {name!r}; there are {sorted(splits)}.")
@@ -82,5 +84,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         raise PreparedError(f"{path}: expected format {FORMAT}, found {found!r}. Prepare the folder again.")
     missing = sorted({"tables", "fingerprint"} - manifest.keys())
     if missing:
-        raise PreparedError(f"{path}: expected the keys {missing}, found {sorted(manifest)}. Prepare the folder again.")
+        raise PreparedError(
+            f"{path}: expected the keys {missing}, found {sorted(manifest)}. Prepare the folder again."
+        )
     return manifest

@@ -36,9 +36,7 @@ class RecordTable:
         self._features = _read_features(self.folder)
         self._features_encoded = _with_encoded_images(self._features)
         self._shards, lengths = _read_shards(self.folder)
-        offsets = [
-            _scan(path, length) for path, length in zip(self._shards, lengths, strict=True)
-        ]
+        offsets = [_scan(path, length) for path, length in zip(self._shards, lengths, strict=True)]
         self._shard_of = np.repeat(np.arange(len(self._shards)), lengths)
         self._offset_of = np.concatenate(offsets) if offsets else np.zeros(0, np.int64)
         self._files = _open_files(self._shards)

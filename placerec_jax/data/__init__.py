@@ -1,0 +1,1 @@
+"""Prepared folders, random access to their records, and batches."""

@@ -1,0 +1,197 @@
+"""Trains a method.
+
+    python -m placerec_jax.train --config=configs/maplocnet.py [--workdir=DIR] [--config.train.steps=100]
+
+Running the same command again goes on from the newest checkpoint in the working directory.
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from placerec_jax import methods
+from placerec_jax.data import pipeline, preparation
+from placerec_jax.data.prepared import PreparedError
+from placerec_jax.data.records import RecordError
+from placerec_jax.evaluation.inference import predict_split
+from placerec_jax.training import loop
+from placerec_jax.training.checkpoint import Checkpointer, CheckpointError, config_as_json
+from placerec_jax.training.metrics import MetricsLog
+from placerec_jax.training.optimizer import make_optimizer, make_schedule
+from placerec_jax.training.sharding import make_mesh
+from placerec_jax.training.state import TrainState, abstract_state, count_parameters, init_state
+from placerec_jax.training.step import checked_tensors, make_train_step
+
+_FAILURES = (CheckpointError, PreparedError, RecordError, pipeline.FeatureError, loop.NonFiniteError)
+
+
+def run(
+    cfg: ml_collections.ConfigDict,
+    workdir: Path,
+    init_from: str | None = None,
+    restore_step: int | None = None,
+) -> bool:
+    """Trains `cfg` in `workdir`, from its newest checkpoint or `restore_step` where there is one, else from the weights of the
+    working directory `init_from`, else from scratch. Returns whether `train.steps` was reached (False: stopped by a signal).
+    """
+    method = methods.load(cfg.method)
+    prepared = preparation.ensure_prepared(cfg)
+    mesh = make_mesh(cfg.mesh)
+    frozen = ml_collections.FrozenConfigDict(cfg)
+    model = method.model(frozen)
+    schedule = make_schedule(cfg.optimizer, cfg.train.steps)
+    tx = make_optimizer(cfg.optimizer, schedule)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpointer = Checkpointer(workdir, cfg, prepared.fingerprint)
+
+    abstract = abstract_state(method, frozen, model, tx, mesh)
+    if checkpointer.steps():
+        state = checkpointer.restore(abstract, restore_step)
+        checkpointer.discard_after(int(state.step))
+        _say(f"going on from step {int(state.step)} of {workdir}")
+    else:
+        state = init_state(method, frozen, model, tx, mesh)
+        if init_from:
+            state = _with_old_weights(state, cfg, Path(init_from))
+    start_step = int(state.step)
+    if jax.process_index() == 0:
+        _write_config(cfg, workdir)
+    _describe(cfg, mesh, state)
+
+    source = method.source(frozen, prepared, cfg.data.train_split, training=True)
+    batches = pipeline.train_batches(
+        source,
+        features=method.features(frozen, training=True),
+        batch_size=cfg.train.batch_size,
+        seed=cfg.seed,
+        start_step=start_step,
+        workers=cfg.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        make_train_step(method, frozen, model, tx, schedule),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    log = MetricsLog(workdir, start_step) if jax.process_index() == 0 else None
+    evaluator = importlib.import_module(f"placerec_jax.evaluation.{cfg.eval.evaluator}")
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        rows = predict_split(
+            method,
+            cfg,
+            state.variables,
+            prepared,
+            cfg.data.eval_split,
+            mesh,
+            limit=cfg.train.eval_examples,
+            progress=False,
+        )
+        return evaluator.summarize(evaluator.score(cfg, rows))
+
+    with jax.set_mesh(mesh):
+        state, finished = loop.train(
+            loop.Run(
+                cfg=cfg,
+                mesh=mesh,
+                step=step,
+                tensor_names=lambda *shapes: checked_tensors(method, frozen, model, *shapes),
+                batches=batches,
+                evaluate=evaluate,
+                checkpointer=checkpointer,
+                log=log,
+            ),
+            state,
+        )
+    if log is not None:
+        log.close()
+    checkpointer.close()
+    best = checkpointer.best_step()
+    if finished:
+        _say(
+            f"done: step {int(state.step)}; best {cfg.eval.best_metric} at step {best}; everything is in {workdir}"
+        )
+    else:
+        _say(
+            f"stopped and saved at step {int(state.step)} of {cfg.train.steps}; the same command goes on from there"
+        )
+    return finished
+
+
+def _with_old_weights(state: TrainState, cfg: ml_collections.ConfigDict, old: Path) -> TrainState:
+    if not old.is_dir():
+        raise CheckpointError(f"--init_from={old}: no such working directory.")
+    checkpointer = Checkpointer(old, cfg, "")
+    variables, matched, unmatched = checkpointer.initial_variables(state.variables)
+    checkpointer.close()
+    _say(f"weights from {old}: {len(matched)} arrays match")
+    for line in unmatched:
+        _say(f"  no match: {line}")
+    return state.replace(**variables)
+
+
+def _write_config(cfg: ml_collections.ConfigDict, workdir: Path) -> None:
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(config_as_json(cfg), indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
+
+
+def _describe(cfg: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, state: TrainState) -> None:
+    devices = jax.devices()
+    _say(
+        f"{cfg.name}: {count_parameters(state.params):,} parameters on {len(devices)} x {devices[0].device_kind} "
+        f"(mesh {dict(mesh.shape)}, {jax.process_count()} process(es)); batch {cfg.train.batch_size}, "
+        f"{cfg.train.batch_size // mesh.size} a device; steps {int(state.step)} to {cfg.train.steps}"
+    )
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _use_compilation_cache() -> None:
+    """Compiled programs are kept, so that a run that starts again starts at once."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _main(_: Any) -> None:
+    values = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it touches
+    _use_compilation_cache()
+    if values.distributed:
+        jax.distributed.initialize()
+    workdir = Path(values.workdir or values.config.workdir)
+    try:
+        run(values.config, workdir, values.init_from, values.restore_step)
+    except _FAILURES as error:
+        sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    """Defines the flags, which no import does, and runs."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, as configs/maplocnet.py or configs/maplocnet.py:tiny."
+    )
+    flags.DEFINE_string("workdir", None, "Where the run lives (default: config.workdir).")
+    flags.DEFINE_string("init_from", None, "Working directory of an older run: start with its best weights.")
+    flags.DEFINE_integer("restore_step", None, "Go on from this checkpoint; newer ones are deleted.")
+    flags.DEFINE_bool("distributed", False, "One of several processes; see jax.distributed.initialize.")
+    flags.mark_flag_as_required("config")
+    app.run(_main)
+
+
+if __name__ == "__main__":
+    main()
