@@ -18,16 +18,20 @@ launch_tpu.sh COMMAND NAME [options] [-- PROGRAM ...]
   --type TYPE          e.g. v5litepod-16, v4-32, v5p-8, v6e-64      (create; run with --spot)
   --runtime VERSION    default: the one for TYPE
   --spot               cheaper, may be preempted: `run` then makes the slice again and starts PROGRAM again.
-                       Training continues from its last checkpoint if --workdir outlives the slice (gs://...).
+                       Training goes on from its last checkpoint if its --workdir outlives the slice.
   --restarts N         how often `run` makes a preempted slice again; default 20
   --worker N           whose output `logs` follows; default 0
   --dry-run            print every command, run none
+
+Every host reads the prepared data and writes checkpoints: --workdir and config.data.root belong on storage that all
+hosts mount (Filestore, or a bucket through Cloud Storage FUSE). Several hosts are several processes: --distributed.
 
 Example:
   ./launch_tpu.sh create bev --zone us-west4-a --type v5litepod-16 --spot
   ./launch_tpu.sh setup  bev --zone us-west4-a
   ./launch_tpu.sh run    bev --zone us-west4-a --type v5litepod-16 --spot -- \
-    .venv/bin/python -m placerec_jax.train --config=configs/maplocnet.py:nuscenes --workdir=gs://bucket/bev
+    .venv/bin/python -m placerec_jax.train --distributed --config=configs/maplocnet.py:nuscenes \
+    --config.data.root=/mnt/shared/nuscenes/maploc --workdir=/mnt/shared/runs/bev
   ./launch_tpu.sh delete bev --zone us-west4-a
 TEXT
 }
