@@ -1,7 +1,7 @@
 """Passes of a trained model over a split: small outputs for every frame, everything for chosen ones.
 
-Example i of a split always draws from `default_rng([cfg.eval.seed, i])`, so its noise depends neither on the batch size nor on
-which other examples are asked for.
+Example i of a split always draws from `default_rng([cfg.eval.seed, i])`, so its noise depends neither on the
+batch size nor on which other examples are asked for.
 """
 
 import functools
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from placerec_jax.data.pipeline import eval_batches
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.training.sharding import put_batch
 
 Rows = dict[str, np.ndarray]
 
@@ -36,8 +37,9 @@ def predict_split(
 ) -> Rows:
     """The method's small predictions over a split, in its order: {name: (N, ...)}.
 
-    `variables` are the model's collections (`params`, `batch_stats`). `limit` keeps that many examples, evenly spread.
-    `position` (N,) is added: each row's place in the split. Every process of a multi-host run gets all rows.
+    `variables` are the model's collections (`params`, `batch_stats`). `limit` keeps that many examples,
+    evenly spread. `position` (N,) is added: each row's place in the split. Every process of a multi-host run
+    gets all rows.
 
     Raises:
         ValueError: the split is empty or `cfg.eval.batch_size` does not divide over the mesh.
@@ -64,7 +66,7 @@ def predict_examples(
     mesh: Mesh,
     positions: np.ndarray,
 ) -> tuple[Rows, Rows]:
-    """Features (n, ...) and all predictions (n, ...) of the examples at (n,) `positions` of a split, in that order."""
+    """Features (n, ...) and all predictions (n, ...) of the examples at (n,) `positions` of a split."""
     source = method.source(cfg, prepared, split, training=False)
     positions = np.asarray(positions, np.int64)
     parts = list(_predict(method, cfg, variables, source, positions, mesh, True, split, progress=False))
@@ -92,13 +94,13 @@ def _predict(
 ) -> Iterator[tuple[Rows, Rows]]:
     """Batches of (features, predictions) as (processes, rows of one process, ...), padding removed.
 
-    Process p of P reads the positions p, p + P, ...: all have equally many, so that no process waits for a batch that another
-    does not have. Features are gathered only when `everything` is asked for.
+    Process p of P reads the positions p, p + P, ...: all have equally many, so that no process waits for a
+    batch that another does not have. Features are gathered only when `everything` is asked for.
     """
     processes, process = jax.process_count(), jax.process_index()
     if cfg.eval.batch_size % mesh.size or cfg.eval.batch_size % processes:
         raise ValueError(
-            f"config.eval.batch_size is {cfg.eval.batch_size}; expected a multiple of the {mesh.size} devices of the mesh"
+            f"config.eval.batch_size is {cfg.eval.batch_size}; expected a multiple of the {mesh.size} devices"
         )
     padded = np.pad(positions, (0, -len(positions) % processes), mode="edge")
     batches = eval_batches(
@@ -107,7 +109,6 @@ def _predict(
         seed=cfg.eval.seed,
         indices=padded[process::processes],
     )
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     frozen = ml_collections.FrozenConfigDict(cfg)
     names = method.features(cfg).keys()
     bar = tqdm(
@@ -116,7 +117,7 @@ def _predict(
     with bar, jax.set_mesh(mesh):
         for local in batches:
             mask = local["mask"]
-            batch = {name: jax.make_array_from_process_local_data(sharding, local[name]) for name in names}
+            batch = put_batch({name: local[name] for name in names}, mesh)
             outputs = _predict_batch(method, frozen, everything, mesh, variables, batch)
             yield tuple(
                 {
@@ -137,7 +138,10 @@ def _predict_batch(
     variables: dict[str, Any],
     batch: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """(features to keep, predictions to keep), on every device whole. Module-level, so that one compilation serves all calls."""
+    """(features to keep, predictions to keep), whole on every device.
+
+    At module level and with hashable settings, so that one compilation serves all passes of a run.
+    """
     representations = method.model(cfg).apply(variables, batch, train=False)
     predictions = method.predict(cfg, representations, batch)
     if everything:

@@ -1,16 +1,26 @@
-"""Scores of an estimated SE(2) offset: recalls, medians, and what doing nothing would have scored.
+"""The pose evaluator: errors of an estimated SE(2) offset, and what doing nothing would have scored.
 
-Rows hold `pose` (N, 3), the predicted offset T̂, `true_pose` (N, 3), the true offset T, and where the method has a coarse stage
-`coarse_pose` (N, 3); all (m, m, rad). The error is E = T⁻¹·T̂, so its translation R(θ)ᵀ(t̂ − t) is expressed in the frame of the
-true vehicle: x longitudinal, y lateral (MapLocNet, arXiv 2407.08561, section IV).
+Rows hold `pose` (N, 3), the predicted offset T̂, `true_pose` (N, 3), the true offset T, and where the method
+has a coarse stage `coarse_pose` (N, 3); all (m, m, rad). The error is E = T⁻¹·T̂, so its translation
+R(θ)ᵀ(t̂ − t) is expressed in the frame of the true vehicle: x longitudinal, y lateral (MapLocNet,
+arXiv 2407.08561, section IV).
+
+What every evaluator module defines: `annotate`, `score`, `summarize`, `verdict`, `tables`, `choose_examples`,
+`report` and `files`. Training calls `score` and `summarize`; `placerec_jax.evaluate` calls them all.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+import ml_collections
 import numpy as np
 
+from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
+
+if TYPE_CHECKING:
+    from placerec_jax.evaluation.report import Section, Table
 
 # Error → its unit, in the order of the tables.
 ERRORS = {"position": "m", "longitudinal": "m", "lateral": "m", "orientation": "deg"}
@@ -18,7 +28,7 @@ BOOTSTRAP_RESAMPLES = 1000
 
 
 def pose_errors(pose: np.ndarray, true_pose: np.ndarray) -> dict[str, np.ndarray]:
-    """(..., 3), (..., 3) offsets (m, m, rad) → absolute errors (...): metres, and degrees for `orientation`."""
+    """(..., 3), (..., 3) offsets (m, m, rad) → absolute errors (...), in the units of `ERRORS`."""
     error = se2_compose(se2_inverse(true_pose.astype(np.float64)), pose.astype(np.float64))
     return {
         "position": np.hypot(error[..., 0], error[..., 1]),
@@ -28,8 +38,8 @@ def pose_errors(pose: np.ndarray, true_pose: np.ndarray) -> dict[str, np.ndarray
     }
 
 
-def estimates(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What is scored side by side: the prediction, the coarse stage where there is one, and the zero offset (N, 3)."""
+def estimates(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is scored side by side, (N, 3) each: prediction, coarse stage where there is one, zero offset."""
     found = {"prediction": rows["pose"]}
     if "coarse_pose" in rows:
         found["coarse"] = rows["coarse_pose"]
@@ -42,30 +52,32 @@ def recall(errors: np.ndarray, thresholds: Sequence[float]) -> list[float]:
     return [100.0 * float(np.mean(errors <= threshold)) for threshold in thresholds]
 
 
-def median_interval(
-    errors: np.ndarray, groups: np.ndarray, seed: int, resamples: int = BOOTSTRAP_RESAMPLES
-) -> list[float]:
-    """95 % percentile-bootstrap interval of the median of (N,) errors, resampling whole (N,) groups with replacement.
+def bootstrap_counts(groups: np.ndarray, seed: int, resamples: int = BOOTSTRAP_RESAMPLES) -> np.ndarray:
+    """(N,) group of every row → (resamples, N): how often each row is in a resample of whole groups.
 
-    Neighbouring frames of a drive are alike; resampling drives instead of frames keeps the interval honest.
+    Neighbouring frames of a drive are alike; resampling drives instead of frames keeps an interval honest.
     """
     _, group_of_row = np.unique(groups, return_inverse=True)
     count = group_of_row.max() + 1
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return draws.astype(np.int32)[:, group_of_row]
+
+
+def median_interval(errors: np.ndarray, counts: np.ndarray) -> list[float]:
+    """95 % percentile-bootstrap interval of the median of (N,) errors under `bootstrap_counts`."""
     order = np.argsort(errors)
-    # How often each sorted error is in a resample; the median is where half of the resample is reached.
-    cumulative = np.cumsum(draws[:, group_of_row[order]], axis=1)
-    reached = 2 * cumulative >= cumulative[:, -1:]
-    medians = errors[order][np.argmax(reached, axis=1)]
+    cumulative = np.cumsum(counts[:, order], axis=1)
+    # A resample's median is where half of its rows are reached.
+    medians = errors[order][np.argmax(2 * cumulative >= cumulative[:, -1:], axis=1)]
     return [float(bound) for bound in np.percentile(medians, [2.5, 97.5])]
 
 
-def check_rows(rows: dict[str, np.ndarray]) -> None:
+def check_rows(rows: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError naming the array when rows cannot be scored."""
     for name in ("pose", "true_pose"):
         if name not in rows:
             raise ValueError(
-                f"the pose evaluator needs {name!r} (N, 3) among the method's predictions; found {sorted(rows)}"
+                f"the pose evaluator needs {name!r} (N, 3) among the predictions; found {sorted(rows)}"
             )
     queries = len(rows["true_pose"])
     if queries == 0:
@@ -78,13 +90,27 @@ def check_rows(rows: dict[str, np.ndarray]) -> None:
         bad = ~np.isfinite(rows[name]).all(axis=-1)
         if bad.any():
             raise ValueError(
-                f"{name}: {bad.sum()} of {queries} rows are not finite, the first is row {int(np.argmax(bad))}; "
-                "the model has diverged or the checkpoint is damaged"
+                f"{name}: {bad.sum()} of {queries} rows are not finite, the first is row "
+                f"{int(np.argmax(bad))}; the model has diverged or the checkpoint is damaged"
             )
 
 
-def score(cfg: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Rows → nested, JSON-able scores of the prediction, the coarse stage and doing nothing, by the same code.
+def annotate(prepared: PreparedFolder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds what the frames table says of every `index`: token, scene, location, `map_pose_ego` (N, 3)."""
+    frames = prepared.table("frames")
+    records = [frames.read(int(index), images=False) for index in rows["index"]]
+    texts = {
+        name: np.array([_text(record[name]) for record in records]) for name in ("token", "scene", "location")
+    }
+    return {**rows, **texts, "map_pose_ego": np.array([record["map_pose_ego"] for record in records])}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Rows → nested, JSON-able scores of prediction, coarse stage and doing nothing, all by the same code.
 
     Reads `cfg.eval.thresholds` (m and degrees), `cfg.eval.seed` and, where set, `cfg.eval.target` with
     `cfg.eval.min_queries`. `rows["scene"]` (N,), where given, groups the frames of a drive for the intervals.
@@ -94,6 +120,7 @@ def score(cfg: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     thresholds = [float(threshold) for threshold in cfg.eval.thresholds]
     queries = len(rows["true_pose"])
     groups = rows.get("scene", np.arange(queries))
+    counts = bootstrap_counts(groups, cfg.eval.seed)
     scored: dict[str, Any] = {}
     for name, pose in estimates(rows).items():
         scored[name] = {}
@@ -101,12 +128,14 @@ def score(cfg: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
             scored[name][kind] = {
                 "recall": recall(errors, thresholds),
                 "median": float(np.median(errors)),
-                "median_interval_95": median_interval(errors, groups, cfg.eval.seed),
+                "median_interval_95": median_interval(errors, counts),
                 "mean": float(np.mean(errors)),
                 "p90": float(np.percentile(errors, 90)),
             }
+    largest = {kind: float(errors.max()) for kind, errors in _offsets(rows).items()}
     scores = {
         "queries": queries,
+        "largest_offset": largest,
         "thresholds": thresholds,
         "units": dict(ERRORS),
         "seed": int(cfg.eval.seed),
@@ -123,18 +152,25 @@ def score(cfg: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     return scores
 
 
-def judge(target: dict[str, float], min_queries: int, scores: dict[str, Any]) -> dict[str, Any]:
+def _offsets(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Sizes of the true offsets along the axes of the noisy frame, in which they were drawn."""
+    return pose_errors(rows["true_pose"], np.zeros_like(rows["true_pose"]))
+
+
+def judge(target: dict[str, float], min_queries: int, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Compares medians with the shares of the do-nothing median that `target` allows.
 
-    `target` is {"position_median": 0.5, ...}: error name + "_median" → largest ratio. Fails also for too few queries.
+    `target` is {"position_median": 0.5, ...}: error + "_median" → largest ratio. Too few queries fail, too.
     """
+    known = [f"{kind}_median" for kind in ERRORS]
+    unknown = sorted(set(target) - set(known))
+    if unknown:
+        raise ValueError(f"config.eval.target.{unknown[0]}: expected one of {known}")
     checks = []
-    for name, allowed in target.items():
-        kind, _, statistic = name.rpartition("_")
-        if kind not in ERRORS or statistic != "median":
-            raise ValueError(
-                f"config.eval.target.{name}: expected one of {[f'{kind}_median' for kind in ERRORS]}"
-            )
+    for kind in ERRORS:
+        if f"{kind}_median" not in target:
+            continue
+        allowed = target[f"{kind}_median"]
         ours = scores["estimates"]["prediction"][kind]["median"]
         nothing = scores["estimates"]["do_nothing"][kind]["median"]
         checks.append(
@@ -157,25 +193,27 @@ def judge(target: dict[str, float], min_queries: int, scores: dict[str, Any]) ->
     }
 
 
-def verdict(scores: dict[str, Any]) -> list[str]:
+def verdict(scores: Mapping[str, Any]) -> list[str]:
     """The target's outcome in words, one line a check; empty when the config sets no target."""
     if "target" not in scores:
         return []
     target = scores["target"]
-    lines = [f"{'PASS' if target['passed'] else 'FAIL'}: medians against the allowed share of doing nothing"]
+    word = "PASS" if target["passed"] else "FAIL"
+    lines = [f"{word}: medians against the allowed share of doing nothing"]
     for check in target["checks"]:
         relation = "within" if check["passed"] else "above"
         limit = check["allowed_ratio"] * check["do_nothing_median"]
+        unit = check["unit"]
         lines.append(
-            f"{check['error']} median {check['median']:.2f} {check['unit']}, {relation} {limit:.2f} {check['unit']} = "
-            f"{check['allowed_ratio']:g} x {check['do_nothing_median']:.2f} {check['unit']} of doing nothing"
+            f"{check['error']} median {check['median']:.2f} {unit}, {relation} {limit:.2f} {unit} = "
+            f"{check['allowed_ratio']:g} x {check['do_nothing_median']:.2f} {unit} of doing nothing"
         )
     relation = "at least" if target["enough_queries"] else "fewer than"
     lines.append(f"{target['queries']} queries, {relation} the {target['min_queries']} asked for")
     return lines
 
 
-def summarize(scores: dict[str, Any]) -> dict[str, float]:
+def summarize(scores: Mapping[str, Any]) -> dict[str, float]:
     """Nested scores → flat figures for the training log and the choice of the best checkpoint.
 
     Keys: `position_median`, `orientation_median`, `position_recall_1m`, `coarse_position_median`,
@@ -190,3 +228,43 @@ def summarize(scores: dict[str, Any]) -> dict[str, float]:
             for threshold, value in zip(scores["thresholds"], figures["recall"], strict=True):
                 flat[f"{prefix}{kind}_recall_{threshold:g}{ERRORS[kind]}"] = value
     return flat
+
+
+def choose_examples(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"best", "median", "worst": row numbers} by position error, `cfg.eval.pictures` (default 2) of each."""
+    order = np.argsort(pose_errors(rows["pose"], rows["true_pose"])["position"], kind="stable")
+    count = min(int(cfg.eval.get("pictures", 2)), len(order))
+    middle = max(0, len(order) // 2 - count // 2)
+    return {
+        "best": order[:count],
+        "median": order[middle : middle + count],
+        "worst": order[::-1][:count],
+    }
+
+
+def tables(scores: Mapping[str, Any], method: ModuleType) -> "list[Table]":
+    """The tables of the report, for the terminal."""
+    from placerec_jax.evaluation import pose_report  # draws with matplotlib, which training does not load
+
+    return [pose_report.error_table(scores), *pose_report.recall_tables(scores, method)]
+
+
+def report(
+    cfg: ml_collections.ConfigDict,
+    scores: Mapping[str, Any],
+    rows: Mapping[str, np.ndarray],
+    examples: Mapping[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
+    method: ModuleType,
+    prepared: PreparedFolder,
+) -> "list[Section]":
+    """Annotated rows and {group: (features, predictions)} of chosen examples → the sections of the page."""
+    from placerec_jax.evaluation import pose_report
+
+    return pose_report.sections(cfg, scores, rows, examples, method, prepared)
+
+
+def files(rows: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """What the report's folder holds beside the page: every query in `queries.csv`."""
+    from placerec_jax.evaluation import pose_report
+
+    return {"queries.csv": pose_report.queries_csv(rows)}

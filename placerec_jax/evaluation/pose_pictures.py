@@ -1,7 +1,7 @@
 """Pictures of SE(2) localization: error charts, drives coloured by error, and single frames drawn on the map.
 
-Everything is drawn on `matplotlib.figure.Figure` objects, so no global backend or style is touched. Ego pictures have forward up
-and left on the left; location pictures have north up.
+Everything is drawn on `matplotlib.figure.Figure` objects, so no global backend or style is touched. Ego
+pictures have forward up and left on the left; location pictures have north up.
 """
 
 import dataclasses
@@ -63,8 +63,9 @@ STYLE = {
 class Frame:
     """One query as drawn: grids and arrays without batch axis.
 
-    `map_layers` {name in MAP_COLORS: (H, W) in 0..1} on `map_grid`; `poses` {prediction, true, coarse}: (3,) in the noisy ego frame,
-    which is the frame of `map_grid`; `images` {camera name: (h, w, 3) uint8}; `bev` and `map` {class: (probability, label)}.
+    `map_layers` {name in MAP_COLORS: (H, W) in 0..1} over the extent of `map_grid`; `poses` {prediction,
+    true}: (3,) in the noisy ego frame, which is the frame of `map_grid`; `images` {camera name: (h, w, 3)
+    uint8}; `bev` and `map` {class: (probability, label)}.
     """
 
     title: str
@@ -94,7 +95,7 @@ def ego_extent(grid: Grid2D) -> tuple[float, float, float, float]:
 
 
 def north_picture(cells: np.ndarray) -> np.ndarray:
-    """(rows, columns, ...) cells of a location raster (row = east, column = north) → a picture with north up."""
+    """(rows, columns, ...) cells of a location raster (row east, column north) → a picture with north up."""
     return np.swapaxes(cells, 0, 1)[::-1]
 
 
@@ -212,7 +213,10 @@ def drive_map(
     limit: float,
     title: str,
 ) -> bytes:
-    """A location's raster (rows, columns, layers) around (N, 3) map poses, which are coloured by (N,) position errors up to `limit`."""
+    """PNG: a location's raster (rows, columns, layers) around (N, 3) map poses, coloured by (N,) errors.
+
+    The colours end at a position error of `limit` metres.
+    """
     window, extent = _window(raster.shape[:2], origin, cell, map_poses, margin=40.0)
     picture = paint_map({name: raster[..., i][window] for i, name in enumerate(layers)})
     width, height = extent[1] - extent[0], extent[3] - extent[2]
@@ -246,7 +250,7 @@ def drive_map(
 
 
 def frame_picture(frame: Frame) -> bytes:
-    """JPEG: the map with the true, noisy and predicted pose, the cameras beside, probabilities above labels."""
+    """JPEG: the map with true, noisy and predicted pose, the cameras beside, probabilities above labels."""
     with rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(14.6, 8.6), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)

@@ -34,7 +34,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Cells of a table row; `kind` is "" or one of ours, baseline, published, divider (a divider has one cell)."""
+    """Cells of a table row; `kind` is "", ours, baseline, published, or divider (which has one cell)."""
 
     cells: Sequence[str]
     kind: str = ""
@@ -81,11 +81,14 @@ def write_report(
     notices: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes `directory`/{report.json, index.html} and the extra `files`, all or nothing; an older report is replaced whole.
+    """Writes `directory`/{report.json, index.html} and extra `files`, all or nothing; returns the page's path.
 
-    `provenance` says where the figures come from (nested mappings of plain values); `notices` are printed first on the page.
-    Raises ValueError when scores or provenance hold NaN or infinity, FileExistsError when `directory` is something else
-    than a report. Returns the path of the page.
+    An older report is replaced whole. `provenance` says where the figures come from (nested mappings of plain
+    values); `notices` are printed first on the page.
+
+    Raises:
+        ValueError: scores or provenance hold NaN or infinity; the message says where.
+        FileExistsError: `directory` holds something else than a report.
     """
     directory = Path(directory)
     record = {"format": FORMAT, "title": title, "notices": list(notices), **provenance, "scores": scores}
@@ -96,7 +99,7 @@ def write_report(
     }
     if directory.exists() and any(directory.iterdir()) and not (directory / "report.json").is_file():
         raise FileExistsError(
-            f"{directory} exists and is not a report (no report.json in it), so it is not replaced; move it away"
+            f"{directory} exists and is no report (no report.json in it), so it is not replaced; move it away"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -161,13 +164,33 @@ def page(
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<h1>{html.escape(title)}</h1>"
         + "".join(f'<p class="notice">{html.escape(notice)}</p>' for notice in notices)
         + f'<nav>{contents}<a href="#provenance">Provenance</a></nav>{body}'
         '<section id="provenance"><h2>Provenance</h2>'
         + _facts(provenance)
         + "</section></main></body></html>\n"
     )
+
+
+def text_table(table: Table) -> str:
+    """The table for a terminal."""
+    lines = [row.cells for row in table.rows if row.kind != "divider"]
+    groups = [label if i == 0 else "" for label, columns in table.groups for i in range(columns)]
+    heads = [groups, list(table.header)] if groups else [list(table.header)]
+    widths = [max(len(line[i]) for line in (*heads, *lines)) for i in range(len(table.header))]
+
+    def shown(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join((first, *rest)).rstrip()
+
+    ruled = [table.caption, *map(shown, heads), "-" * (sum(widths) + 2 * len(widths) - 2)]
+    ruled += [row.cells[0] if row.kind == "divider" else shown(row.cells) for row in table.rows]
+    return "\n".join(ruled)
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -222,38 +245,51 @@ def _table(table: Table) -> str:
 
 
 _STYLE = """
-:root{--ink:#1c2430;--soft:#5b6675;--page:#fbfbf9;--card:#fff;--line:#dfe3e8;--accent:#0b62a4;--ours:#eaf3fb;
---good:#1a7f45;--bad:#b3261e;--notice:#fff4d6;--notice-line:#e0b541}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ee;--soft:#a0a9b6;--page:#14181e;--card:#1b2129;--line:#323b47;
---accent:#7cb8ec;--ours:#1d3145;--good:#5cc98b;--bad:#f2887f;--notice:#3a3015;--notice-line:#8a6d1f}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
-"Liberation Sans",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}
-h1{font-size:1.9rem;line-height:1.2;margin:0 0 16px;letter-spacing:-.01em}
-h2{font-size:1.25rem;margin:48px 0 12px;padding-top:16px;border-top:1px solid var(--line)}
-p{max-width:78ch;margin:8px 0}
-.notice{background:var(--notice);border-left:4px solid var(--notice-line);padding:10px 14px;border-radius:4px;max-width:none}
-nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin:16px 0}
-a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
-.verdict{border:1px solid var(--line);border-left:6px solid;border-radius:6px;background:var(--card);padding:12px 16px;
-margin:12px 0}
-.verdict ul{margin:6px 0 0;padding-left:20px}.passed{border-left-color:var(--good)}.failed{border-left-color:var(--bad)}
-.passed strong{color:var(--good)}.failed strong{color:var(--bad)}
-.table{overflow-x:auto;margin:16px 0 4px}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem;min-width:60%}
-caption{text-align:left;font-weight:600;padding-bottom:6px}
-th,td{padding:5px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}
-th:first-child,td:first-child{text-align:left}
-.groups th{text-align:center;border-bottom:none;padding-bottom:0}
-tr.ours td{background:var(--ours);font-weight:600}tr.published td{color:var(--soft)}
-tr.divider td{text-align:left;color:var(--soft);font-size:.85rem;padding-top:14px;white-space:normal}
-.note,figcaption{color:var(--soft);font-size:.9rem}
-figure{margin:20px 0}
-figure img{display:block;max-width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:6px}
-figcaption{margin-top:6px;max-width:100ch}
-dl{display:grid;grid-template-columns:minmax(110px,max-content) 1fr;gap:3px 18px;margin:4px 0;font-size:.9rem}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}summary{cursor:pointer;color:var(--accent)}
-@media print{nav{display:none}figure,table{break-inside:avoid}}
+:root { --ink: #1c2430; --soft: #5b6675; --page: #fbfbf9; --card: #fff; --line: #dfe3e8; --accent: #0b62a4;
+  --ours: #eaf3fb; --good: #1a7f45; --bad: #b3261e; --notice: #fff4d6; --notice-line: #e0b541 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ee; --soft: #a0a9b6; --page: #14181e; --card: #1b2129; --line: #323b47;
+    --accent: #7cb8ec; --ours: #1d3145; --good: #5cc98b; --bad: #f2887f; --notice: #3a3015; --notice-line: #8a6d1f }
+  figure img { filter: brightness(.92) }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif }
+main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 16px; letter-spacing: -.01em }
+h2 { font-size: 1.25rem; margin: 48px 0 12px; padding-top: 16px; border-top: 1px solid var(--line) }
+p { max-width: 78ch; margin: 8px 0 }
+a { color: var(--accent); text-decoration: none }
+a:hover { text-decoration: underline }
+nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 16px 0 }
+.notice { background: var(--notice); border-left: 4px solid var(--notice-line); border-radius: 4px;
+  padding: 10px 14px; max-width: none }
+.verdict { background: var(--card); border: 1px solid var(--line); border-left: 6px solid; border-radius: 6px;
+  padding: 12px 16px; margin: 12px 0 }
+.verdict ul { margin: 6px 0 0; padding-left: 20px }
+.passed { border-left-color: var(--good) }
+.failed { border-left-color: var(--bad) }
+.passed strong { color: var(--good) }
+.failed strong { color: var(--bad) }
+.table { overflow-x: auto; margin: 20px 0 4px }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60% }
+caption { text-align: left; font-weight: 600; padding-bottom: 6px }
+th, td { padding: 5px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th { color: var(--soft); font-weight: 600 }
+th:first-child, td:first-child { text-align: left }
+.groups th { text-align: center; border-bottom: none; padding-bottom: 0 }
+tr.ours td { background: var(--ours); font-weight: 600 }
+tr.published td { color: var(--soft) }
+tr.divider td { text-align: left; color: var(--soft); font-size: .85rem; padding-top: 14px }
+.note, figcaption { color: var(--soft); font-size: .9rem }
+figure { margin: 20px 0 }
+figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+  border-radius: 6px }
+figcaption { margin-top: 6px; max-width: 100ch }
+dl { display: grid; grid-template-columns: minmax(110px, max-content) 1fr; gap: 3px 18px; margin: 4px 0;
+  font-size: .9rem }
+dt { color: var(--soft) }
+dd { margin: 0; overflow-wrap: anywhere }
+summary { cursor: pointer; color: var(--accent) }
+@media print { nav { display: none } figure, table { break-inside: avoid } }
 """

@@ -1,0 +1,82 @@
+"""Where the figures of a report come from: command, checkpoint, config, dataset, versions, devices."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import jax
+import ml_collections
+
+from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.training.checkpoint import About, config_as_json, config_differences
+
+PACKAGES = ("placerec_jax", "jax", "jaxlib", "flax", "numpy")
+
+
+def provenance(
+    cfg: ml_collections.ConfigDict,
+    about: About,
+    prepared: PreparedFolder,
+    split: str,
+    scores: Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+) -> dict[str, Any]:
+    """Plain nested values: all one needs to make the same figures again, and to tell when two reports differ."""
+    config = config_as_json(cfg)
+    manifest = prepared.manifest
+    devices = jax.devices()
+    return {
+        "command": shlex.join(["python", "-m", "placerec_jax.evaluate", *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": {
+            "workdir": str(workdir),
+            "step": about.step,
+            "chosen_by": f"{cfg.eval.best_metric} ({cfg.eval.best_mode}) on the {cfg.data.eval_split} split",
+            "scores_when_saved": {name: about.scores[name] for name in sorted(about.scores)},
+        },
+        "dataset": {
+            "root": str(prepared.root),
+            "built_in_city": built_in_city(prepared),
+            "fingerprint": prepared.fingerprint,
+            "scheme": cfg.data.scheme,
+            "split": split,
+            "queries": scores["queries"],
+            "database": {name: table["records"] for name, table in manifest["tables"].items()},
+            "source": manifest.get("source", {}),
+        },
+        "evaluation_seed": int(cfg.eval.seed),
+        "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "config": config,
+        "changed_since_training": config_differences(about.config, config),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+    }
+
+
+def built_in_city(prepared: PreparedFolder) -> bool:
+    """Whether the data is synthetic, by the manifest's source."""
+    return bool(prepared.manifest.get("source", {}).get("built_in_city", False))
+
+
+def notices(about: About, prepared: PreparedFolder) -> list[str]:
+    """What a reader must know before the first figure."""
+    found = []
+    if built_in_city(prepared):
+        found.append(
+            "Every figure and picture here is from the built-in city, a synthetic world: it shows that the method "
+            "works, not how well it does on real streets."
+        )
+    if about.fingerprint != prepared.fingerprint:
+        found.append(
+            f"Trained on a dataset with fingerprint {about.fingerprint}, evaluated on another: "
+            f"{prepared.fingerprint}."
+        )
+    return found
