@@ -181,13 +181,18 @@ def check_files(frames: Sequence[Frame]) -> int:
     return total
 
 
+def map_expansion_file(root: Path, location: str) -> Path:
+    """Where the map expansion of `location` lies in a root."""
+    return root / "maps" / "expansion" / f"{location}.json"
+
+
 def read_drivable_area(root: Path, location: str) -> list[list[np.ndarray]]:
     """Polygons of the map expansion's `drivable_area`: each a list of rings (N, 2) float64 in map metres,
     exterior first.
 
     Needs map expansion v1.3 or later: earlier ones are misaligned with the drives of many scenes.
     """
-    path = root / "maps" / "expansion" / f"{location}.json"
+    path = map_expansion_file(root, location)
     if not path.is_file():
         raise InputError(
             f"{path}: expected the map expansion of {location}, found no file. Download the nuScenes map "

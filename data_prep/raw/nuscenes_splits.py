@@ -4,8 +4,6 @@
 runs of numbers; numbers in no run are no scenes.
 """
 
-import functools
-
 TRAIN = (
     "1-2 4-11 19-34 41-76 120-135 138-139 149-152 154-155 157-168 170-185 187-188 190-196 199-200 202-204 "
     "206-214 218-220 222 224-264 283-306 315-318 321 323-324 328 347-386 388-403 405-408 410-459 461-465 "
@@ -36,11 +34,10 @@ def scene_names(runs: str) -> list[str]:
     return [f"scene-{number:04d}" for number in numbers]
 
 
-@functools.cache
-def split_of_scene() -> dict[str, str]:
-    """Scene name → "train", "val" or "test". The mini scenes keep the split they have in the full dataset."""
-    return {
-        name: split
-        for split, runs in (("train", TRAIN), ("val", VAL), ("test", TEST))
-        for name in scene_names(runs)
-    }
+def split_of_scene(version: str) -> dict[str, str]:
+    """Scene name → "train", "val" or "test". v1.0-mini has a split of its own: mini_train and mini_val."""
+    if version == "v1.0-mini":
+        splits = {"train": MINI_TRAIN, "val": MINI_VAL}
+    else:
+        splits = {"train": TRAIN, "val": VAL, "test": TEST}
+    return {name: split for split, runs in splits.items() for name in scene_names(runs)}

@@ -1,0 +1,490 @@
+"""nuScenes and OpenStreetMap to the prepared folder of map localization (`maploc`).
+
+    python -m data_prep maploc --raw ROOT --osm FILE [FILE ...] --out DIR
+
+Table `frames`: one record a keyframe, with six JPEG images, their calibration and the ego pose in the map.
+Images wider than --image-width are made smaller by area interpolation, so that training is not bound by
+decoding; others keep their bytes. Table `maps`: one record a location, a raster of 0 and 1 with the channels
+road, building, node (OpenStreetMap) and drivable (map expansion), over the drives and so far beyond them that
+every map patch lies inside.
+
+Splits: `official` by scene name, as nuScenes publishes them (its val shares streets with train), and
+`geographic`, see `geographic_split`.
+
+Intrinsics are those of the stored image: rows 0 and 1 of K times the resize factor. That is exact where pixel
+coordinates are measured from the image's outer corner (pixel centres at halves); for a calibration with
+centres at whole numbers it is off by (1 - factor)/2 of a stored pixel.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.spatial
+import shapely
+import tensorflow_datasets as tfds
+
+from data_prep import geodesy, rasterize, tables
+from data_prep.errors import InputError
+from data_prep.raw import nuscenes, nuscenes_splits, osm
+from placerec_jax.ops.grid import Grid2D
+
+MAP_CHANNELS = ("road", "building", "node", "drivable")
+CELL = 0.5  # m
+# A 128 m patch of any heading reaches 64·√2 m from its centre, which noise of 30 m an axis moves by 30·√2 m:
+# 132.9 m.
+MAP_MARGIN = 136.0
+
+FRAMES_PER_SHARD = 128
+JPEG_QUALITY = 95
+
+# OSM covers a frame if a road is within half a patch of it; vehicles are hardly ever further from one.
+COVERED_WITHIN = 64.0  # m
+MIN_COVERAGE = 0.95
+
+SPLITS = ("train", "val", "test")
+VAL_SHARE = TEST_SHARE = 0.15
+SPLIT_BUFFER = 133.0  # m
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep maploc",
+        description="nuScenes and OpenStreetMap to TFRecord, for map localization.",
+    )
+    parser.add_argument(
+        "--raw", type=Path, required=True, help="nuScenes root (real, or written by the built-in city)"
+    )
+    parser.add_argument(
+        "--osm",
+        type=Path,
+        required=True,
+        nargs="+",
+        help=f"OpenStreetMap extracts ({', '.join(osm.SUFFIXES)})",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the prepared folder to write")
+    parser.add_argument("--version", choices=nuscenes.VERSIONS, help="default: the only one in the root")
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count(), help="processes; default: one a CPU core"
+    )
+    parser.add_argument(
+        "--limit", type=_positive, help="keep this many frames, evenly spread over all scenes"
+    )
+    parser.add_argument(
+        "--image-width",
+        type=_positive,
+        default=400,
+        help="pixels to which wider images are reduced (default 400)",
+    )
+    options = parser.parse_args(argv)
+    manifest = convert(
+        options.raw,
+        options.osm,
+        options.out,
+        options.version,
+        options.workers,
+        options.limit,
+        options.image_width,
+    )
+    print(
+        f"{options.out}: {manifest['tables']['frames']['records']} frames, "
+        f"{manifest['tables']['maps']['records']} maps, "
+        f"{sum(t['bytes'] for t in manifest['tables'].values()) / 1e6:.1f} MB, splits "
+        f"{json.dumps(manifest['splits'])}, fingerprint {manifest['fingerprint'][:12]}"
+    )
+
+
+def convert(
+    raw: Path,
+    osm_files: Sequence[Path],
+    out: Path,
+    version: str | None,
+    workers: int,
+    limit: int | None,
+    image_width: int,
+) -> dict[str, Any]:
+    """Write the prepared folder `out`; returns its manifest. InputError for bad input, with nothing begun
+    where possible."""
+    version = nuscenes.find_version(raw, version)
+    frames = nuscenes.read_frames(raw, version)
+    poses = np.array([frame.map_pose_ego for frame in frames])
+    _check_positions(frames, poses)
+    split_of_frame = {
+        "official": official_split(frames, version),
+        "geographic": geographic_split([frame.location for frame in frames], poses[:, :2]),
+    }
+    # The splits are of all frames, so that a limit only thins them.
+    kept = np.arange(len(frames))
+    if limit is not None and limit < len(frames):
+        kept = np.linspace(0, len(frames) - 1, limit).round().astype(int)
+    frames = [frames[i] for i in kept]
+    poses = poses[kept]
+    splits = {
+        scheme: {split: np.flatnonzero(labels[kept] == split) for split in SPLITS}
+        for scheme, labels in split_of_frame.items()
+    }
+
+    nuscenes.check_files(frames)
+    extracts = [osm.read_osm(path) for path in osm_files]
+    map_sources = [
+        _map_source(raw, location, poses[[f.location == location for f in frames], :2], extracts)
+        for location in sorted({frame.location for frame in frames})
+    ]
+    frame_inputs = [FrameInput(frame, image_width) for frame in frames]
+    coverage = {source.location: source.coverage for source in map_sources}
+    marker = raw / nuscenes.CITY_MARKER
+    return tables.write_prepared_folder(
+        out,
+        converter="maploc",
+        settings={
+            "version": version,
+            "limit": limit,
+            "image_width": image_width,
+            "frames": _hash_frames(frames),
+            "osm": [_hash_file(path) for path in osm_files],
+            "map_expansion": {
+                source.location: _hash_file(nuscenes.map_expansion_file(raw, source.location))
+                for source in map_sources
+            },
+        },
+        source={
+            "dataset": "nuscenes",
+            "version": version,
+            "built_in_city": marker.exists(),
+            "osm": [_describe_extract(extract) for extract in extracts],
+            "osm_attribution": "© OpenStreetMap contributors, ODbL 1.0",
+        },
+        tables=[
+            tables.Table("maps", map_features, map_examples, tables.split_into_shards(map_sources, 1)),
+            tables.Table(
+                "frames",
+                frame_features,
+                frame_examples,
+                tables.split_into_shards(frame_inputs, FRAMES_PER_SHARD),
+            ),
+        ],
+        splits=splits,
+        counts={
+            "frames": len(frames),
+            "scenes": len({frame.scene for frame in frames}),
+            "frames_by_location": dict(sorted(Counter(frame.location for frame in frames).items())),
+            "osm_coverage_by_location": coverage,
+        },
+        extra={"cameras": list(nuscenes.CAMERAS), "map_channels": list(MAP_CHANNELS)},
+        workers=workers,
+    )
+
+
+# --- frames
+# -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameInput:
+    """A frame and what to do to it, for a worker process."""
+
+    frame: nuscenes.Frame
+    image_width: int
+
+
+def frame_features() -> tfds.features.FeaturesDict:
+    """The table `frames`; C = 6 cameras in the order of the manifest's `cameras`."""
+    cameras = len(nuscenes.CAMERAS)
+    return tfds.features.FeaturesDict(
+        {
+            "token": tfds.features.Text(),
+            "scene": tfds.features.Text(),
+            "location": tfds.features.Text(),
+            "timestamp": tfds.features.Scalar(np.int64, doc="of the keyframe, µs"),
+            "images": tfds.features.Sequence(
+                tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), length=cameras
+            ),
+            "intrinsics": tfds.features.Tensor(
+                shape=(cameras, 3, 3), dtype=np.float32, doc="K of the stored images"
+            ),
+            "ego_T_camera": tfds.features.Tensor(shape=(cameras, 4, 4), dtype=np.float32),
+            "map_pose_ego": tfds.features.Tensor(
+                shape=(3,),
+                dtype=np.float64,
+                doc="x, y (m), yaw (rad) at the LiDAR's time, in the location's map frame",
+            ),
+        }
+    )
+
+
+def frame_examples(inputs: Sequence[FrameInput]) -> Iterator[dict[str, Any]]:
+    """One example of `frame_features` a frame."""
+    for frame, image_width in ((i.frame, i.image_width) for i in inputs):
+        images, intrinsics = zip(
+            *(stored_image(camera, image_width) for camera in frame.cameras), strict=True
+        )
+        yield {
+            "token": frame.token,
+            "scene": frame.scene,
+            "location": frame.location,
+            "timestamp": frame.timestamp,
+            "images": list(images),
+            "intrinsics": np.stack(intrinsics).astype(np.float32),
+            "ego_T_camera": np.stack([camera.ego_T_camera for camera in frame.cameras]).astype(np.float32),
+            "map_pose_ego": frame.map_pose_ego,
+        }
+
+
+def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.ndarray]:
+    """The JPEG to store, at most `image_width` wide, and its (3, 3) intrinsics; InputError for a damaged
+    image."""
+    content = camera.path.read_bytes()
+    pixels = None
+    if content.startswith(_JPEG_START) and _ends_whole(content):
+        pixels = cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    if pixels is None:
+        raise InputError(
+            f"{camera.path}: expected a whole JPEG image, found {len(content)} bytes that are none: the "
+            "file is truncated or damaged. Unpack it again."
+        )
+    height, width = pixels.shape[:2]
+    if (width, height) != (camera.width, camera.height):
+        raise InputError(
+            f"{camera.path}: expected {camera.width} x {camera.height} pixels as sample_data.json says, "
+            f"found {width} x {height}. The calibration would not fit: unpack the image and the tables from "
+            "one release."
+        )
+    if width <= image_width:
+        return content, camera.intrinsics
+    size = (image_width, max(1, round(height * image_width / width)))
+    _, encoded = cv2.imencode(
+        ".jpg",
+        cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),
+        [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
+    )
+    return encoded.tobytes(), np.array([[size[0] / width], [size[1] / height], [1.0]]) * camera.intrinsics
+
+
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+def _ends_whole(content: bytes) -> bool:
+    """Whether the last scan ends: OpenCV fills what a truncated file lacks with grey and says nothing.
+
+    Neither marker can occur inside the coded data of a scan.
+    """
+    return content.rfind(_JPEG_END) > content.rfind(_JPEG_SCAN)
+
+
+# --- maps
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MapSource:
+    """What one location's raster is drawn from; coordinates (N, 2) in metres in the map frame."""
+
+    location: str
+    grid: Grid2D
+    roads: list[np.ndarray]
+    buildings: list[list[np.ndarray]]
+    points: np.ndarray
+    drivable: list[list[np.ndarray]]
+    coverage: float  # share of the frames with an OSM road near
+
+
+def map_features() -> tfds.features.FeaturesDict:
+    """The table `maps`: row i of a raster is map x, column j is map y."""
+    return tfds.features.FeaturesDict(
+        {
+            "location": tfds.features.Text(),
+            "raster": tfds.features.Tensor(
+                shape=(None, None, len(MAP_CHANNELS)),
+                dtype=np.uint8,
+                encoding="zlib",
+                doc=", ".join(MAP_CHANNELS),
+            ),
+            "origin": tfds.features.Tensor(
+                shape=(2,), dtype=np.float64, doc="map x, y (m) of the outer corner of cell (0, 0)"
+            ),
+            "cell": tfds.features.Scalar(np.float32, doc="side of a cell, m"),
+        }
+    )
+
+
+def map_examples(sources: Sequence[MapSource]) -> Iterator[dict[str, Any]]:
+    """One example of `map_features` a location."""
+    for source in sources:
+        channels = (
+            rasterize.draw_polylines(source.roads, source.grid),
+            rasterize.fill_polygons(source.buildings, source.grid),
+            rasterize.draw_points(source.points, source.grid),
+            rasterize.fill_polygons(source.drivable, source.grid),
+        )
+        yield {
+            "location": source.location,
+            "raster": np.stack(channels, axis=-1),
+            "origin": np.array(source.grid.lower, np.float64),
+            "cell": np.float32(source.grid.cell),
+        }
+
+
+def _map_source(raw: Path, location: str, xy: np.ndarray, extracts: Sequence[osm.OsmData]) -> MapSource:
+    """Gather what lies about the drives; xy (N, 2) are the positions of the frames at `location`."""
+    grid = rasterize.drive_grid(xy, MAP_MARGIN, CELL)
+    to_map = functools.partial(_to_map, location=location, grid=grid)
+    roads = [road for extract in extracts for (road,) in to_map([[road] for road in extract.roads])]
+    buildings = [building for extract in extracts for building in to_map(extract.buildings)]
+    points = np.concatenate([geodesy.wgs84_to_map(extract.points, location) for extract in extracts])
+    coverage = _coverage(xy, roads)
+    if coverage < MIN_COVERAGE:
+        south, west, north, east = geodesy.wgs84_box(location, 300.0)
+        raise InputError(
+            f"{', '.join(str(e.path) for e in extracts)}: expected roads about the drives in {location}, "
+            f"found them within {COVERED_WITHIN:.0f} m of {coverage:.1%} of its {len(xy)} frames. Add an "
+            f"extract with --osm that covers latitude {south:.5f} to {north:.5f}, longitude {west:.5f} to "
+            f"{east:.5f}."
+        )
+    return MapSource(
+        location, grid, roads, buildings, points, nuscenes.read_drivable_area(raw, location), coverage
+    )
+
+
+def _to_map(shapes: Sequence[Sequence[np.ndarray]], location: str, grid: Grid2D) -> list[list[np.ndarray]]:
+    """Shapes, each a list of point rows (N, 2) in degrees → those that may touch the grid, in metres."""
+    if not shapes:
+        return []
+    # One call for all points: an extract of a country has millions of ways.
+    rows = [row for shape in shapes for row in shape]
+    ends = np.cumsum([len(row) for row in rows])
+    xy = geodesy.wgs84_to_map(np.concatenate(rows), location)
+    starts = np.concatenate([[0], ends[:-1]])
+    of_shape = np.concatenate([[0], np.cumsum([len(shape) for shape in shapes])])
+    lower = np.minimum.reduceat(np.minimum.reduceat(xy, starts), of_shape[:-1])
+    upper = np.maximum.reduceat(np.maximum.reduceat(xy, starts), of_shape[:-1])
+    x_min, x_max, y_min, y_max = grid.extent
+    reach = rasterize.ROAD_WIDTH_CELLS * grid.cell
+    near = ((lower < [x_max + reach, y_max + reach]) & (upper > [x_min - reach, y_min - reach])).all(axis=1)
+    return [
+        [xy[starts[row] : ends[row]] for row in range(of_shape[shape], of_shape[shape + 1])]
+        for shape in np.flatnonzero(near)
+    ]
+
+
+def _coverage(xy: np.ndarray, roads: Sequence[np.ndarray]) -> float:
+    """The share of positions (N, 2) with a road within COVERED_WITHIN."""
+    if not roads:
+        return 0.0
+    tree = shapely.STRtree([shapely.LineString(road) for road in roads])
+    covered, _ = tree.query(shapely.points(xy), predicate="dwithin", distance=COVERED_WITHIN)
+    return len(np.unique(covered)) / len(xy)
+
+
+# --- splits
+# -------------------------------------------------------------------------------------------------------
+
+
+def official_split(frames: Sequence[nuscenes.Frame], version: str) -> np.ndarray:
+    """(N,) str: the split that nuScenes publishes for each frame's scene; InputError for scenes in none."""
+    split_of_scene = nuscenes_splits.split_of_scene(version)
+    unknown = sorted({frame.scene for frame in frames} - set(split_of_scene))
+    if unknown:
+        raise InputError(
+            f"scene.json of {version}: expected scene names of the official splits (scene-0001 to "
+            f"scene-1110), found {len(unknown)} others: {', '.join(unknown[:5])}. Rename the scenes, or "
+            "choose the right --version."
+        )
+    return np.array([split_of_scene[frame.scene] for frame in frames])
+
+
+def geographic_split(locations: Sequence[str], xy: np.ndarray) -> np.ndarray:
+    """(N,) str: a split whose parts share no street; "" where a frame is left out.
+
+    Each location is cut by two lines across the longer side of its drives: the first 15 % of the frames are
+    val, the last 15 % test, those between train. Frames of train closer than 133 m to one of val or test are
+    left out, and frames of val that close to test, so that no map patch at one's true place shows another's.
+    """
+    locations = np.asarray(locations)
+    labels = np.full(len(locations), "train", dtype="<U5")
+    for location in np.unique(locations):
+        at = np.flatnonzero(locations == location)
+        longer = np.argmax(np.ptp(xy[at], axis=0))
+        along = xy[at, longer]
+        ordered = np.sort(along)
+        # Cuts by position, not by rank: a vehicle that stands still is on one side.
+        n_val, n_test = int(VAL_SHARE * len(at)), int(TEST_SHARE * len(at))
+        if n_val:
+            labels[at[along < ordered[n_val]]] = "val"
+        if n_test:
+            labels[at[along > ordered[-n_test - 1]]] = "test"
+        for split, others in (("val", ("test",)), ("train", ("val", "test"))):
+            mine, theirs = at[labels[at] == split], at[np.isin(labels[at], others)]
+            if len(mine) and len(theirs):
+                distance, _ = scipy.spatial.KDTree(xy[theirs]).query(xy[mine])
+                labels[mine[distance < SPLIT_BUFFER]] = ""
+    return labels
+
+
+# --- input checks and hashes
+# --------------------------------------------------------------------------------------
+
+
+def _check_positions(frames: Sequence[nuscenes.Frame], poses: np.ndarray) -> None:
+    """InputError for a frame far off its map: a raster over it would be of any size."""
+    for location in sorted({frame.location for frame in frames}):
+        at = [i for i, frame in enumerate(frames) if frame.location == location]
+        size = np.array(geodesy.SIZES[location])
+        off = ((poses[at, :2] < -MAP_MARGIN) | (poses[at, :2] > size + MAP_MARGIN)).any(axis=1)
+        if off.any():
+            frame = frames[at[int(np.argmax(off))]]
+            x, y, _ = frame.map_pose_ego
+            raise InputError(
+                f"ego_pose.json: sample {frame.token} ({frame.scene}): expected a position on the map of "
+                f"{location}, x in [0, {size[0]}], y in [0, {size[1]}] m; found {x:.1f}, {y:.1f} "
+                "(coordinates out of range). Unpack the metadata archive again, or correct the location in "
+                "log.json."
+            )
+
+
+def _hash_frames(frames: Sequence[nuscenes.Frame]) -> str:
+    """Over tokens, calibration, poses and the sizes of the images: what tells one input from another in
+    little time."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(f"{frame.token} {frame.scene} {frame.location} {frame.timestamp}".encode())
+        digest.update(frame.map_pose_ego.tobytes())
+        for camera in frame.cameras:
+            digest.update(f"{camera.path.name} {camera.path.stat().st_size}".encode())
+            digest.update(camera.intrinsics.tobytes() + camera.ego_T_camera.tobytes())
+    return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe_extract(extract: osm.OsmData) -> dict[str, Any]:
+    return {
+        "file": extract.path.name,
+        "snapshot": extract.snapshot,
+        "roads": len(extract.roads),
+        "buildings": len(extract.buildings),
+        "points": len(extract.points),
+        "ways_lacking_nodes": extract.ways_lacking_nodes,
+        "buildings_left_out": extract.buildings_left_out,
+    }
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text}")
+    return value
