@@ -47,10 +47,10 @@ class ResNetStage(nn.Module):
 
 
 class ResNetTrunk(nn.Module):
-    """Images (B, H, W, 3) -> {'reduction_1': (B, H/2, W/2, stem), 'reduction_2': (B, H/4, W/4, widths[0])..}.
+    """Images (B, H, W, 3) -> taps 'reduction_1' (B, H/2, W/2, stem), 'reduction_2' (B, H/4, W/4, widths[0]).
 
-    Every stage halves the resolution. A backbone for small configurations; its taps are named as
-    EfficientNet's.
+    Every stage halves the resolution and adds a tap. A backbone for small configurations; its taps are named
+    as EfficientNet's.
     """
 
     widths: tuple[int, ...]
