@@ -2,11 +2,12 @@
 
 A method module defines
 
-- `features(cfg)`: {name: ShapeDtypeStruct} of ONE example; enough to initialise and to compile without data;
+- `features(cfg, training=False)`: {name: ShapeDtypeStruct} of ONE example; enough to initialise and to
+compile without data;
 - `model(cfg)`: the Linen module; `__call__(batch, train)` gives {encoder name: representation};
 - `encoders(cfg)`: {name: Encoder} in the order of evaluation;
-- `loss(cfg, representations, batch)`: {term: (sum, weight)}, float32 scalars, so that means over cells, pairs or points stay
-  exact under gradient accumulation and sharding;
+- `loss(cfg, representations, batch)`: {term: (sum, weight)}, float32 scalars, so that means over cells, pairs
+  or points stay exact under gradient accumulation and sharding;
 - `predict(cfg, representations, batch)`: {name: (B, ...)}: what the evaluator scores and the report draws;
 - `source(cfg, prepared, split, training)`: an `ExampleSource`;
 - `PUBLISHED` (optional): the paper's own figures, printed beside ours.

@@ -9,8 +9,8 @@ import numpy as np
 class Grid2D:
     """Cells of size `cell` (m) over `extent` = (x_min, x_max, y_min, y_max) (m).
 
-    Rows follow x and columns follow y, both increasing with the index. Frozen and hashable, so that it can be a static
-    argument of a jitted function.
+    Rows follow x and columns follow y, both increasing with the index. Frozen and hashable, so that it can be
+    a static argument of a jitted function.
     """
 
     extent: tuple[float, float, float, float]

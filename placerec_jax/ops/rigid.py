@@ -1,7 +1,7 @@
 """Rigid transforms: SE(2) triples (x, y, yaw) and SE(3) matrices.
 
-Every function takes NumPy or JAX arrays and answers in kind: host geometry stays float64, device geometry float32.
-`a_T_b` maps points of frame b into frame a.
+Every function takes NumPy or JAX arrays and answers in kind: host geometry stays float64, device geometry
+float32. `a_T_b` maps points of frame b into frame a.
 """
 
 from types import ModuleType

@@ -1,0 +1,56 @@
+"""What the configurations of all methods share. Nothing here depends on the machine it is read on."""
+
+import ml_collections
+
+
+def base(method: str, arg: str) -> ml_collections.ConfigDict:
+    """Defaults of training, sharding and evaluation; a method's file fills in the rest."""
+    config = ml_collections.ConfigDict()
+    config.method = method
+    config.name = f"{method}-{arg}"
+    config.workdir = f"runs/{method}-{arg}"
+    config.seed = 0
+    config.dtype = "float32"  # of the networks; geometry, losses and parameters stay float32
+
+    config.data = ml_collections.ConfigDict()
+    config.data.root = ""
+    config.data.scheme = "official"
+    config.data.train_split = "train"
+    config.data.eval_split = "val"  # watched while training; chooses the best checkpoint
+    config.data.test_split = "test"
+    config.data.prepare = ()  # commands of `python -m data_prep` that make `root`
+    config.data.workers = 1
+
+    config.train = ml_collections.ConfigDict()
+    config.train.batch_size = 8  # global
+    config.train.steps = 1000
+    config.train.log_every = 50
+    config.train.eval_every = 1000
+    config.train.eval_examples = 512
+    config.train.checkpoint_every = 1000
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.warmup_steps = 0
+    config.optimizer.clip_norm = 5.0
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # all the devices that fsdp leaves
+    config.mesh.fsdp = 1
+    config.mesh.fsdp_min_size = 2**16  # smaller parameters stay replicated
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.seed = 1000
+    config.eval.batch_size = 16
+    return config
+
+
+def built_in_city(config: ml_collections.ConfigDict, converter: str, size: str) -> None:
+    """Points `config.data` at the built-in city of `size`, prepared by `converter` when it is absent."""
+    raw, root = f"data/city-{size}/raw", f"data/city-{size}/{converter}"
+    config.data.root = root
+    config.data.prepare = (
+        ("city", "--out", raw, "--size", size, "--formats", "nuscenes,osm", "--seed", "0"),
+        (converter, "--raw", f"{raw}/nuscenes", "--osm", f"{raw}/osm", "--out", root),
+    )

@@ -1,0 +1,180 @@
+"""MapLocNet: surround cameras to a pose on an OpenStreetMap raster.
+
+python -m placerec_jax.train --config=configs/maplocnet.py           # `cpu`: the city on 2 CPU cores
+python -m placerec_jax.train --config=configs/maplocnet.py:city      # the paper's network on the city
+python -m placerec_jax.train --config=configs/maplocnet.py:nuscenes  # the paper's recipe on your data.root
+"""
+
+import ml_collections
+
+from configs import common
+
+SURROUND = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+
+
+def get_config(arg: str = "cpu") -> ml_collections.ConfigDict:
+    """One of `cpu`, `tiny`, `city`, `nuscenes`, `nuscenes_front`."""
+    recipes = {
+        "cpu": _cpu,
+        "tiny": _tiny,
+        "city": _city,
+        "nuscenes": _nuscenes,
+        "nuscenes_front": _nuscenes_front,
+    }
+    if arg not in recipes:
+        raise ValueError(f"configs/maplocnet.py:{arg}: expected one of {sorted(recipes)}")
+    return recipes[arg](arg)
+
+
+def _paper(arg: str) -> ml_collections.ConfigDict:
+    """The network and noise of the paper; its widths are fitted to the parameters and MACs of its Table I."""
+    config = common.base("maplocnet", arg)
+    config.dtype = "bfloat16"
+
+    data = config.data
+    data.cameras = SURROUND
+    data.noise_xy = 30.0  # metres, uniform in ± on each axis
+    data.noise_yaw = 30.0  # degrees
+    data.draws = 1  # noisy patches a training frame
+    data.resize = (0.193 / 0.22, 0.225 / 0.22)
+    data.bottom_cut = (0.0, 0.22)
+    data.flip = 0.5
+    data.dropped_cameras = 1
+
+    config.model = ml_collections.ConfigDict()
+    model = config.model
+    model.num_cameras = 6
+    model.image_size = (128, 352)
+    model.depths = (4.0, 60.0, 1.0)  # first, last (excluded), step, metres
+    model.z_range = (-10.0, 10.0)
+    model.bev_extent = (-64.0, 64.0, -32.0, 32.0)
+    model.map_extent = (-64.0, 64.0, -64.0, 64.0)
+    model.cell = 0.5
+    model.image_trunk = ml_collections.ConfigDict({"name": "efficientnet_b0", "drop_path": 0.2})
+    model.feature_stride = 16
+    model.neck_width = 256
+    model.context = 64
+    model.bev_widths = (64, 128, 256)
+    model.bev_blocks = (2, 2, 2)
+    model.bev_decoder_widths = (192, 64)
+    model.map_depth = "conv4_3"
+    model.map_widths = (64, 128, 256, 512)
+    model.map_decoder_widths = (128, 64, 64)
+    model.coarse_dim = 64
+    model.fine_dim = 32
+    model.registration = ml_collections.ConfigDict(
+        {"dim": 128, "layers": 3, "heads": 8, "mlp_dim": 2048, "dropout": 0.1, "scale": 1.0}
+    )
+
+    config.loss = ml_collections.ConfigDict({"coarse": 1.0, "fine": 1.0, "bev": 1.0, "map": 1.0})
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 1e-7
+    config.optimizer.clip_norm = 5.0
+
+    evaluation = config.eval
+    evaluation.evaluator = "pose"
+    evaluation.thresholds = (1.0, 2.0, 5.0, 10.0)  # metres and degrees
+    evaluation.best_metric = "position_median"
+    evaluation.best_mode = "min"
+    # What a run is held against: medians at most this share of doing nothing, on at least this many frames.
+    evaluation.target = ml_collections.ConfigDict({"position_median": 0.5, "orientation_median": 0.5})
+    evaluation.min_queries = 300
+    return config
+
+
+def _nuscenes(arg: str) -> ml_collections.ConfigDict:
+    config = _paper(arg)
+    config.data.root = "data/nuscenes/maploc"
+    config.data.eval_split = config.data.test_split = "val"
+    config.data.workers = 16
+    config.train.batch_size = 64  # 8 for each of 8 accelerators
+    config.train.steps = 28_130 * 200 // 64
+    config.train.eval_every = config.train.checkpoint_every = 4_000
+    return config
+
+
+def _nuscenes_front(arg: str) -> ml_collections.ConfigDict:
+    config = _nuscenes(arg)
+    config.model.num_cameras = 1
+    config.data.cameras = ("CAM_FRONT",)
+    config.data.dropped_cameras = 0
+    return config
+
+
+def _city(arg: str) -> ml_collections.ConfigDict:
+    config = _paper(arg)
+    common.built_in_city(config, "maploc", "medium")
+    config.data.workers = 16
+    config.train.batch_size = 64
+    config.train.steps = 20_000
+    config.train.eval_every = config.train.checkpoint_every = 1_000
+    return config
+
+
+def _cpu(arg: str) -> ml_collections.ConfigDict:
+    """A quarter of the paper's resolution and noise of ±10 m and ±15°."""
+    config = _paper(arg)
+    common.built_in_city(config, "maploc", "small")
+    config.dtype = "float32"
+
+    data = config.data
+    data.noise_xy, data.noise_yaw = 10.0, 15.0
+    data.draws = 4
+    data.dropped_cameras = 0
+    data.flip = 0.5
+
+    model = config.model
+    model.image_size = (64, 176)
+    model.depths = (2.0, 34.0, 1.0)
+    model.bev_extent = (-32.0, 32.0, -16.0, 16.0)
+    model.map_extent = (-32.0, 32.0, -32.0, 32.0)
+    model.cell = 1.0
+    model.image_trunk = ml_collections.ConfigDict(
+        {"name": "resnet", "stem": 16, "widths": (24, 48, 64), "blocks": (1, 1, 1)}
+    )
+    model.feature_stride = 8
+    model.neck_width = 64
+    model.context = 32
+    model.bev_widths = (32, 48, 64)
+    model.bev_blocks = (1, 1, 1)
+    model.bev_decoder_widths = (48, 32)
+    model.map_widths = (16, 32, 48, 64)
+    model.map_decoder_widths = (48, 32, 32)
+    model.coarse_dim = 32
+    model.fine_dim = 16
+    model.registration.update({"layers": 2, "mlp_dim": 256, "heads": 4, "dropout": 0.0, "scale": 5.0})
+
+    config.train.batch_size = 16
+    config.train.steps = 1_500
+    config.train.log_every = 25
+    config.train.eval_every = config.train.checkpoint_every = 500
+    config.train.eval_examples = 150
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.warmup_steps = 100
+    return config
+
+
+def _tiny(arg: str) -> ml_collections.ConfigDict:
+    """Seconds, for the tests: the smallest city, the narrowest network, a few steps."""
+    config = _cpu(arg)
+    common.built_in_city(config, "maploc", "tiny")
+    model = config.model
+    model.image_size = (32, 96)
+    model.image_trunk.update({"stem": 8, "widths": (8, 16, 16)})
+    model.depths = (2.0, 34.0, 4.0)
+    model.neck_width = model.context = 16
+    model.bev_widths, model.bev_decoder_widths = (8, 8, 16), (16, 8)
+    model.map_widths, model.map_decoder_widths = (8, 8, 8, 16), (16, 8, 8)
+    model.coarse_dim = model.fine_dim = 8
+    model.registration.update({"dim": 16, "layers": 1, "mlp_dim": 32})
+    config.data.draws = 2
+    config.train.batch_size = 8
+    config.train.steps = 6
+    config.train.log_every = 1
+    config.train.eval_every = config.train.checkpoint_every = 3
+    config.train.eval_examples = 8
+    config.eval.batch_size = 8
+    config.eval.min_queries = 1
+    return config
