@@ -39,8 +39,10 @@ def run(
     init_from: str | None = None,
     restore_step: int | None = None,
 ) -> bool:
-    """Trains `cfg` in `workdir`, from its newest checkpoint or `restore_step` where there is one, else from the weights of the
-    working directory `init_from`, else from scratch. Returns whether `train.steps` was reached (False: stopped by a signal).
+    """Trains `cfg` in `workdir`; returns whether `train.steps` was reached (False: stopped by a signal).
+
+    Starts from the newest checkpoint there (or that of `restore_step`), else from the weights of the working
+    directory `init_from`, else from scratch.
     """
     method = methods.load(cfg.method)
     prepared = preparation.ensure_prepared(cfg)
@@ -119,11 +121,13 @@ def run(
     best = checkpointer.best_step()
     if finished:
         _say(
-            f"done: step {int(state.step)}; best {cfg.eval.best_metric} at step {best}; everything is in {workdir}"
+            f"done: step {int(state.step)}; best {cfg.eval.best_metric} at step {best}; "
+            f"everything is in {workdir}"
         )
     else:
         _say(
-            f"stopped and saved at step {int(state.step)} of {cfg.train.steps}; the same command goes on from there"
+            f"stopped and saved at step {int(state.step)} of {cfg.train.steps}; "
+            "the same command goes on from there"
         )
     return finished
 
@@ -149,9 +153,10 @@ def _write_config(cfg: ml_collections.ConfigDict, workdir: Path) -> None:
 def _describe(cfg: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, state: TrainState) -> None:
     devices = jax.devices()
     _say(
-        f"{cfg.name}: {count_parameters(state.params):,} parameters on {len(devices)} x {devices[0].device_kind} "
-        f"(mesh {dict(mesh.shape)}, {jax.process_count()} process(es)); batch {cfg.train.batch_size}, "
-        f"{cfg.train.batch_size // mesh.size} a device; steps {int(state.step)} to {cfg.train.steps}"
+        f"{cfg.name}: {count_parameters(state.params):,} parameters on {len(devices)} x "
+        f"{devices[0].device_kind} (mesh {dict(mesh.shape)}, {jax.process_count()} process(es)); "
+        f"batch {cfg.train.batch_size}, {cfg.train.batch_size // mesh.size} a device; "
+        f"steps {int(state.step)} to {cfg.train.steps}"
     )
 
 

@@ -1,7 +1,7 @@
 """Batches by number: the examples of a step and their random draws are functions of (seed, step) alone.
 
-So the step IS the position in the data: a run that resumes at step k reads what it would have read had it never stopped,
-whatever the number of threads, worker processes or hosts.
+So the step IS the position in the data: a run that resumes at step k reads what it would have read had it
+never stopped, whatever the number of threads, worker processes or hosts.
 """
 
 import functools
@@ -39,9 +39,10 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless batches {name: (batch_size / process_count, ...)} from `start_step` on, for one process.
 
-    Row r of global step s holds draw s * batch_size + r; every `len(source)` successive draws visit each example once.
-    Process p of P gets the p-th block of rows. `workers=0` reads in threads of this process; `workers=n` in n processes of
-    their own, for machines with cores to spare (the source must be picklable and absl's flags parsed).
+    Row r of global step s holds draw s * batch_size + r; every `len(source)` successive draws visit each
+    example once. Process p of P gets the p-th block of rows. `workers=0` reads in threads of this process;
+    `workers=n` in n processes of their own, for machines with cores to spare (the source must be picklable
+    and absl's flags parsed).
 
     Raises:
         ValueError: no examples, or processes do not divide the batch.
@@ -65,10 +66,10 @@ def eval_batches(
     seed: int,
     indices: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Batches {name: (batch_size, ...), "mask": (batch_size,) bool} over `indices` (default: all) in order, once.
+    """Batches {name: (batch_size, ...), "mask": (batch_size,) bool} over `indices` (default: all), in order.
 
-    Example i always draws from `default_rng([seed, i])`. The last batch is filled up with copies of its first row, of which
-    `mask` is False.
+    Example i always draws from `default_rng([seed, i])`. The last batch is filled up with copies of its first
+    row, of which `mask` is False.
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     dataset = grain.MapDataset.source(_Fixed(source, seed, chosen)).batch(batch_size)
@@ -79,7 +80,7 @@ def eval_batches(
 
 
 def draw(seed: int, position: int, size: int) -> tuple[int, np.random.Generator]:
-    """The example at `position` of the endless order over `size` examples, and the generator for its augmentation."""
+    """The example at `position` of the endless order over `size` examples, and the generator for it."""
     epoch, offset = divmod(position, size)
     return int(_epoch_order(seed, epoch, size)[offset]), np.random.default_rng([seed, _DRAWS, position])
 
@@ -92,7 +93,8 @@ def check_example(example: Mapping[str, Any], features: Mapping[str, jax.ShapeDt
         expected, found = features[name], np.asarray(example[name])
         if found.shape != expected.shape or found.dtype != expected.dtype:
             problems.append(
-                f"{name}: expected {expected.dtype}{list(expected.shape)}, found {found.dtype}{list(found.shape)}"
+                f"{name}: expected {expected.dtype}{list(expected.shape)}, "
+                f"found {found.dtype}{list(found.shape)}"
             )
     if problems:
         raise FeatureError(

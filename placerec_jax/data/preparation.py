@@ -12,9 +12,10 @@ from placerec_jax.data.prepared import PreparedError, PreparedFolder
 
 
 def ensure_prepared(cfg: ml_collections.ConfigDict) -> PreparedFolder:
-    """Opens `config.data.root`; where it has no manifest, process 0 first runs the commands of `config.data.prepare`.
+    """Opens `config.data.root`; where it has no manifest, process 0 first makes it.
 
-    Each command is `python -m data_prep ...` in a process of its own: the trainer needs none of what preparation needs.
+    It runs the commands of `config.data.prepare`, each `python -m data_prep ...` in a process of its own: the
+    trainer needs none of what preparation needs.
 
     Raises:
         PreparedError: the folder is absent and the config has no commands, or a command failed.
@@ -34,9 +35,9 @@ def _prepare(root: Path, commands: tuple[tuple[str, ...], ...]) -> str | None:
     """Runs the commands in turn; what went wrong, or None."""
     if not commands:
         return (
-            f"{root}: no prepared folder there (config.data.root), and config.data.prepare has no command that makes it. "
-            "Prepare your dataset with `python -m data_prep NAME --raw RAW --out "
-            f"{root}` (`python -m data_prep --help` lists the converters), or set --config.data.root."
+            f"{root}: no prepared folder there (config.data.root), and config.data.prepare has no command "
+            f"that makes it. Prepare your dataset with `python -m data_prep NAME --raw RAW --out {root}` "
+            "(`python -m data_prep --help` lists the converters), or set --config.data.root."
         )
     for arguments in commands:
         command = [sys.executable, "-m", "data_prep", *arguments]
@@ -45,5 +46,5 @@ def _prepare(root: Path, commands: tuple[tuple[str, ...], ...]) -> str | None:
         if status:
             return f"{root}: `{' '.join(command)}` ended with status {status}; its message is above."
     if not (root / "manifest.json").is_file():
-        return f"{root}: the commands of config.data.prepare ended well and did not write {root / 'manifest.json'}."
+        return f"{root}: the commands of config.data.prepare ended well, yet it has no manifest.json."
     return None

@@ -17,11 +17,11 @@ class PreparedError(ValueError):
 
 
 class PreparedFolder:
-    """What `data_prep` wrote: `manifest.json`, one folder a table, and `splits/<scheme>.npz` with record numbers.
+    """What `data_prep` wrote: the manifest, one folder a table, `splits/<scheme>.npz` with record numbers.
 
     Raises:
-        PreparedError: the folder is absent or unfinished (no manifest), has another format, or lacks the table, the
-            scheme or the split asked for. The message says what there is.
+        PreparedError: the folder is absent or unfinished (no manifest), has another format, or lacks the
+            table, the scheme or the split asked for. The message says what there is.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -60,8 +60,8 @@ class PreparedFolder:
         table = RecordTable(self.root / name)
         if len(table) != tables[name]["records"]:
             raise PreparedError(
-                f"{self.root / name}: expected {tables[name]['records']} records (manifest.json), found {len(table)}. "
-                "Prepare the folder again."
+                f"{self.root / name}: expected {tables[name]['records']} records (manifest.json), found "
+                f"{len(table)}. Prepare the folder again."
             )
         return table
 

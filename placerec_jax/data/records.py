@@ -1,4 +1,4 @@
-"""Random access to the records of a prepared table: TFRecord shards with TFDS metadata, read without TensorFlow."""
+"""Random access to the records of a prepared table: TFRecord shards with TFDS metadata, no TensorFlow."""
 
 import json
 import os
@@ -22,12 +22,13 @@ class RecordError(ValueError):
 class RecordTable:
     """The records of one TFDS folder by number, decoded to NumPy.
 
-    The shards' framing is scanned once for the offset of every record; a read is then one `pread`, so threads may share
-    a table. The checksum of the payload is verified at each read. A pickled table reopens its files where it lands.
+    The shards' framing is scanned once for the offset of every record; a read is then one `pread`, so threads
+    may share a table. The checksum of the payload is verified at each read. A pickled table reopens its files
+    where it lands.
 
     Raises:
-        RecordError: metadata or a shard is absent, truncated, or holds another number of records than the metadata says;
-            on reading, a checksum differs. The message names the file and the byte.
+        RecordError: metadata or a shard is absent, truncated, or holds another number of records than the
+            metadata says; on reading, a checksum differs. The message names the file and the byte.
         IndexError: no record has that number.
     """
 
@@ -51,8 +52,9 @@ class RecordTable:
     def read(self, index: int, *, images: bool = True) -> dict[str, Any]:
         """Record `index` as {feature: value}.
 
-        With `images=False` image features stay as they are stored, a `bytes` each (a sequence of images: a list of
-        `bytes`), for `decode_image`: a method that wants one camera of six need not decode the other five.
+        With `images=False` image features stay as they are stored, a `bytes` each (a sequence of images: a
+        list of `bytes`), for `decode_image`: a method that wants one camera of six need not decode the other
+        five.
         """
         features = self._features if images else self._features_encoded
         return features.deserialize_example_np(self._payload(index))
@@ -66,15 +68,17 @@ class RecordTable:
         block = os.pread(file, length + _FOOTER.size, offset + _HEADER.size)
         if len(block) != length + _FOOTER.size:
             raise RecordError(
-                f"{self._shards[shard]}: record {index} at byte {offset} wants {length} bytes of payload and a checksum; "
-                f"the file ends after {len(block)}. It was cut since it was opened: prepare the table again."
+                f"{self._shards[shard]}: truncated since it was opened: record {index} at byte {offset} "
+                f"needs {length + _FOOTER.size} bytes after its header, {len(block)} are left. Prepare the "
+                "table again."
             )
         payload, (expected,) = block[:length], _FOOTER.unpack(block[length:])
         found = _masked_crc(payload)
         if found != expected:
             raise RecordError(
-                f"{self._shards[shard]}: the payload of record {index} at byte {offset} has checksum {found:#010x}, "
-                f"expected {expected:#010x}. The file is damaged: copy it again or prepare the table again."
+                f"{self._shards[shard]}: the payload of record {index} at byte {offset} has checksum "
+                f"{found:#010x}, expected {expected:#010x}. The file is damaged: copy it again or prepare "
+                "the table again."
             )
         return payload
 
@@ -124,8 +128,8 @@ def _read_shards(folder: Path) -> tuple[list[Path], list[int]]:
         prefix = f"{info['name']}-{split['name']}.{info['fileFormat']}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(
-            f"{path}: expected TFDS metadata with a name, a fileFormat and one split, found {type(error).__name__}: {error}. "
-            "Prepare the table again."
+            f"{path}: expected TFDS metadata with a name, a fileFormat and one split, found "
+            f"{type(error).__name__}: {error}. Prepare the table again."
         ) from error
     shards = [folder / f"{prefix}-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
     missing = [shard.name for shard in shards if not shard.is_file()]
@@ -151,8 +155,9 @@ def _scan(path: Path, expected: int) -> np.ndarray:
             found = _masked_crc(header[:8])
             if found != checksum:
                 raise RecordError(
-                    f"{path}: the length of record {len(offsets)} at byte {offset} has checksum {found:#010x}, expected "
-                    f"{checksum:#010x}. The file is damaged or no TFRecord: copy it again or prepare the table again."
+                    f"{path}: the length of record {len(offsets)} at byte {offset} has checksum "
+                    f"{found:#010x}, expected {checksum:#010x}. The file is damaged or no TFRecord: copy it "
+                    "again or prepare the table again."
                 )
             end = offset + _HEADER.size + length + _FOOTER.size
             if end > size:
@@ -161,16 +166,16 @@ def _scan(path: Path, expected: int) -> np.ndarray:
             offset = end
     if len(offsets) != expected:
         raise RecordError(
-            f"{path}: expected {expected} records (dataset_info.json), found {len(offsets)} up to its end at byte {size}. "
-            "Copy it again or prepare the table again."
+            f"{path}: expected {expected} records (dataset_info.json), found {len(offsets)} up to its end at "
+            f"byte {size}. Copy it again or prepare the table again."
         )
     return np.asarray(offsets, np.int64)
 
 
 def _truncated(path: Path, record: int, offset: int, needed: int, size: int) -> RecordError:
     return RecordError(
-        f"{path}: truncated: record {record} at byte {offset} needs {needed} bytes, the file ends at byte {size}. "
-        "Copy it again or prepare the table again."
+        f"{path}: truncated: record {record} at byte {offset} needs {needed} bytes, the file ends at byte "
+        f"{size}. Copy it again or prepare the table again."
     )
 
 

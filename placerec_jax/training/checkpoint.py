@@ -1,8 +1,8 @@
 """Checkpoints: the whole state with the config, the dataset's fingerprint and the scores it belongs to.
 
-`WORKDIR/checkpoints/<step>/` holds the items `variables` (parameters and running statistics), `training` (step, optimiser
-state, key) and `about`. Orbax writes to a temporary name and renames, so a folder with a number is a whole checkpoint.
-The newest two and the best are kept.
+`WORKDIR/checkpoints/<step>/` holds the items `variables` (parameters and running statistics), `training`
+(step, optimiser state, key) and `about`. Orbax writes to a temporary name and renames, so a folder with a
+number is a whole checkpoint. The newest two and the best are kept.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from placerec_jax.training.state import TrainState
 FOLDER = "checkpoints"
 _KEPT = 2  # the newest
 
-# What may differ when a run goes on: where things are and how often one looks, and the devices it runs on. Everything else
-# changes what is computed.
+# What may differ when a run goes on: where things are and how often one looks, and the devices it runs on.
+# Everything else changes what is computed.
 _FREE_TO_CHANGE = (
     "workdir",
     "data.root",
@@ -57,7 +57,7 @@ class Checkpointer:
 
     Args:
         workdir: the run's folder.
-        cfg: the resolved config; `eval.best_metric` and `eval.best_mode` ("min" or "max") choose the best checkpoint.
+        cfg: the resolved config; `eval.best_metric` and `eval.best_mode` ("min" or "max") choose the best.
         fingerprint: of the prepared folder that the run reads.
     """
 
@@ -66,7 +66,7 @@ class Checkpointer:
         self._config = config_as_json(cfg)
         self._fingerprint = fingerprint
         self._best_metric, self._best_mode = cfg.eval.best_metric, cfg.eval.best_mode
-        # Saving waits until the files are in place: a log line or a signal handler that runs next can rely on them.
+        # Saving waits until the files are in place: whatever is said or deleted next can rely on them.
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -84,7 +84,7 @@ class Checkpointer:
             return About(step, stored["config"], stored["fingerprint"], stored["scores"])
 
     def best_step(self) -> int | None:
-        """The step with the best `eval.best_metric`, the later of equals; None where no checkpoint has scores."""
+        """The step with the best `eval.best_metric`, the later of equals; None where none has scores."""
         sign = {"min": 1.0, "max": -1.0}[self._best_mode]
         ranked = []
         for step in self.steps():
@@ -123,11 +123,11 @@ class Checkpointer:
             self._manager.delete(newer)
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The state at `step` (default: the newest), on the shardings of `abstract`, to go on with the same run.
+        """The state at `step` (default: the newest) with the shardings of `abstract`, to go on with this run.
 
         Raises:
-            CheckpointError: no such checkpoint, a damaged one, or one of another config or dataset; the message lists the
-                differences.
+            CheckpointError: no such checkpoint, a damaged one, or one of another config or dataset; the
+                message lists the differences.
         """
         step = self._existing(step)
         about = self.about(step)
@@ -147,8 +147,9 @@ class Checkpointer:
     ) -> tuple[dict[str, Any], About]:
         """{"params", "batch_stats"} to evaluate or export, and where they come from.
 
-        `which` is a step, "last", or "best" (the last where no checkpoint has scores). Only the method and the model must
-        be those of this config: other data and other evaluation settings are what evaluation is for.
+        `which` is a step, "last", or "best" (the last where no checkpoint has scores). Only the method and
+        the model must be those of this config: other data and other evaluation settings are what evaluation
+        is for.
 
         Raises:
             CheckpointError: no such checkpoint, a damaged one, or one of another model.
@@ -178,8 +179,8 @@ class Checkpointer:
     ) -> tuple[dict[str, Any], list[str], list[str]]:
         """`fresh` variables with those replaced that the checkpoint has by the same name and shape.
 
-        For `--init_from`: config and data may differ. Also returns the names that matched, and a line for every one that
-        did not, on either side.
+        For `--init_from`: config and data may differ. Also returns the names that matched, and a line for
+        every one that did not, on either side.
 
         Raises:
             CheckpointError: no such checkpoint, a damaged one, or nothing in it matches.
@@ -246,8 +247,8 @@ class _DamageExplained:
         )
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise CheckpointError(
-            f"{self._folder / str(self._step)}: damaged or of another version; expected a readable checkpoint, found "
-            f"{type(error).__name__}: {first_line[:500]}. {way_out}"
+            f"{self._folder / str(self._step)}: damaged or of another version; expected a readable "
+            f"checkpoint, found {type(error).__name__}: {first_line[:500]}. {way_out}"
         ) from error
 
 

@@ -45,12 +45,13 @@ class Run(NamedTuple):
 def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
     """Trains from `state.step` to `config.train.steps`; returns the last state and whether it got there.
 
-    After every step: metrics each `log_every`, scores each `eval_every` and at the end, a checkpoint with every evaluation
-    and each `checkpoint_every`. All follow an update, so a checkpoint of step k has seen batches 0..k-1 and goes on with
-    batch k. SIGTERM and the first SIGINT save after the current step and return False; a second SIGINT exits at once.
+    After every step: metrics each `log_every`, scores each `eval_every` and at the end, a checkpoint with
+    every evaluation and each `checkpoint_every`. All follow an update, so a checkpoint of step k has seen
+    batches 0..k-1 and goes on with batch k. SIGTERM and the first SIGINT save after the current step and
+    return False; a second SIGINT exits at once.
 
     Raises:
-        NonFiniteError: names the first bad tensor of the first bad step. No checkpoint is written from then on.
+        NonFiniteError: names the first bad tensor of the first bad step, which is never saved.
     """
     cfg, steps = run.cfg.train, run.cfg.train.steps
     start = int(state.step)
@@ -86,7 +87,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a wish to stop, while the loop runs; the second SIGINT ends the process."""
+    """Turns SIGTERM and SIGINT into a wish to stop while the loop runs; a second SIGINT ends the process."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -96,8 +97,8 @@ class StopSignal:
     def requested(self, agree: bool) -> bool:
         """Whether to stop now.
 
-        Processes get their signals at different steps and must leave the loop at the same one: with several, the answer is
-        only ever yes where they `agree`, which costs a round of communication.
+        Processes get their signals at different steps and must leave the loop at the same one: with several,
+        the answer is only ever yes where they `agree`, which costs a round of communication.
         """
         if jax.process_count() == 1:
             return self._name is not None
@@ -153,9 +154,9 @@ class _FiniteWatch:
             )
             raise NonFiniteError(
                 f"step {step}: {names[bad[0]]} is not finite, the first of {bad.size} such tensors "
-                f"({', '.join(names[i] for i in bad[1:6])}{', ...' if bad.size > 6 else ''}). Nothing was saved; {kept}. "
-                "A bad batch/ entry means bad data; otherwise try a lower config.optimizer.learning_rate or "
-                "config.optimizer.clip_norm, or config.dtype=float32."
+                f"({', '.join(names[i] for i in bad[1:6])}{', ...' if bad.size > 6 else ''}). Nothing was "
+                f"saved; {kept}. A bad batch/ entry means bad data; otherwise try a lower "
+                "config.optimizer.learning_rate or config.optimizer.clip_norm, or config.dtype=float32."
             )
 
 

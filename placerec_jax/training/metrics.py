@@ -1,7 +1,7 @@
 """What a run leaves to read: `metrics.jsonl`, `timing.jsonl`, TensorBoard events, and a progress bar.
 
-`metrics.jsonl` holds what the run computed and nothing of the clock, so a resumed run's file equals that of one that never
-stopped. `timing.jsonl` holds the clock.
+`metrics.jsonl` holds what the run computed and nothing of the clock, so a resumed run's file equals that of
+one that never stopped. `timing.jsonl` holds the clock.
 """
 
 import json
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 
 class MetricsLog:
-    """Appends the scalars of a run; `start_step` is the step that was restored, lines beyond it are dropped first."""
+    """Appends the scalars of a run; first drops the lines beyond `start_step`, the step that was restored."""
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int) -> None:
         self._path = Path(workdir) / "metrics.jsonl"
@@ -45,7 +45,7 @@ class MetricsLog:
 
 
 class Progress:
-    """A bar with rate and time left, and beside it the loss, examples a second and the share of time spent on input."""
+    """A bar with rate and time left; beside it the loss, examples a second, and the share of input wait."""
 
     def __init__(self, start_step: int, steps: int, batch_size: int, enabled: bool) -> None:
         # Where no terminal redraws the line, a new one now and then is enough.
@@ -75,7 +75,8 @@ class Progress:
             "input_wait": self._waited / elapsed,
         }
         self._bar.set_postfix_str(
-            f"loss {loss:.4g}, {rates['examples_per_second']:.1f} examples/s, input {rates['input_wait']:.0%}",
+            f"loss {loss:.4g}, {rates['examples_per_second']:.1f} examples/s, "
+            f"input {rates['input_wait']:.0%}",
             refresh=False,
         )
         self.resume()
@@ -95,7 +96,7 @@ class Progress:
 
 
 class _EventFile:
-    """TensorBoard's event format through TensorBoard's own record writer: its EventFileWriter would load TensorFlow."""
+    """TensorBoard events through its record writer: its EventFileWriter would load TensorFlow."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ def make_schedule(cfg: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up over `warmup_steps`, then half a cosine to zero at `steps`."""
     if not 0 <= cfg.warmup_steps < steps:
         raise ValueError(
-            f"config.optimizer.warmup_steps is {cfg.warmup_steps}; expected at least 0 and below train.steps ({steps})."
+            f"config.optimizer.warmup_steps is {cfg.warmup_steps}; expected at least 0 and below "
+            f"config.train.steps ({steps})."
         )
     # The first update has a share of the peak, not zero: no step is wasted.
     return optax.warmup_cosine_decay_schedule(

@@ -1,7 +1,8 @@
 """The device mesh and where every array of the training state lives on it.
 
-Axis `data` only splits the batch; axis `fsdp` splits the batch and the large parameters with their optimiser moments
-(fully sharded data parallelism). Shardings are inferred from names and shapes, so modules know nothing of them.
+Axis `data` only splits the batch; axis `fsdp` splits the batch and the large parameters with their optimiser
+moments (fully sharded data parallelism). Shardings are inferred from names and shapes, so modules know
+nothing of them.
 """
 
 import re
@@ -19,7 +20,7 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern of the name, me
 
 
 def make_mesh(cfg: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh`: `data` x `fsdp` over all devices; a size of -1 takes the devices that the other leaves.
+    """The mesh of `config.mesh`: `data` x `fsdp` over all devices; -1 takes what the other leaves.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
@@ -32,10 +33,11 @@ def make_mesh(cfg: ml_collections.ConfigDict, devices: Sequence[jax.Device] | No
         sizes[free[0]] = len(devices) // known if known > 0 else 0
     if min(sizes.values()) < 1 or int(np.prod(list(sizes.values()))) != len(devices):
         raise ValueError(
-            f"config.mesh.data={cfg.data}, config.mesh.fsdp={cfg.fsdp}: expected sizes whose product is the number of "
-            f"devices, {len(devices)} (one of them may be -1: what the other leaves)."
+            f"config.mesh.data={cfg.data}, config.mesh.fsdp={cfg.fsdp}: expected sizes whose product is the "
+            f"number of devices, {len(devices)} (one of them may be -1: what the other leaves)."
         )
-    # Auto axes: the compiler places what is not constrained. Explicit ones, the default, reject dropout on sharded inputs.
+    # Auto axes: the compiler places what is not constrained. Explicit ones, the default, reject dropout on
+    # sharded inputs.
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
     )
@@ -44,9 +46,10 @@ def make_mesh(cfg: ml_collections.ConfigDict, devices: Sequence[jax.Device] | No
 def infer_shardings(tree: Any, mesh: Mesh, *, rules: Rules = (), min_size: int = 2**16) -> Any:
     """A NamedSharding for every leaf of `tree` (arrays or ShapeDtypeStructs).
 
-    The first rule whose pattern is found in the leaf's name ("params/bev_encoder/stem/kernel") decides. Without one, a leaf
-    of at least `min_size` elements is split over `fsdp` along its largest axis that `fsdp` divides (the last of equals); any
-    other leaf is replicated. Optimiser moments carry their parameter's name at the end of theirs, so they follow it.
+    The first rule whose pattern is found in the leaf's name ("params/bev_encoder/stem/kernel") decides.
+    Without one, a leaf of at least `min_size` elements is split over `fsdp` along its largest axis that
+    `fsdp` divides (the last of equals); any other leaf is replicated. Optimiser moments carry their
+    parameter's name at the end of theirs, so they follow it.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -65,7 +68,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows {name: (B / processes, ...)} → global arrays {name: (B, ...)} sharded over the devices."""
+    """This process's rows {name: (B / processes, ...)} → global {name: (B, ...)} sharded over the devices."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 

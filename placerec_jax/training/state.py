@@ -73,7 +73,7 @@ def init_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
-    """A fresh state from `cfg.seed`, made in place on the mesh: no device ever holds all of a sharded model."""
+    """A fresh state from `cfg.seed`, made in place on the mesh: no device holds all of a sharded model."""
     abstract = abstract_state(method, cfg, model, tx, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     with jax.set_mesh(mesh):

@@ -30,8 +30,8 @@ def make_train_step(
     """The pure function (state, batch) → (state, metrics); jit it with the state donated.
 
     loss = Σ_term cfg.loss[term] · sum / max(weight, tiny) over the terms of `method.loss`. Metrics: `loss`,
-    `loss/<term>`, `grad_norm` (before clipping), `learning_rate`, and `nonfinite`: (K,) bool over the tensors of
-    `checked_tensors`, True where one holds a NaN or an infinity.
+    `loss/<term>`, `grad_norm` (before clipping), `learning_rate`, and `nonfinite`: (K,) bool over the tensors
+    of `checked_tensors`, True where one holds a NaN or an infinity.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -98,7 +98,8 @@ def _forward_backward(
 def _loss_weight(cfg: ml_collections.ConfigDict, term: str) -> float:
     if term not in cfg.loss:
         raise ValueError(
-            f"config.loss has no weight for the term {term!r} of method {cfg.method!r}; it has {sorted(cfg.loss)}."
+            f"config.loss has no weight for the term {term!r} of method {cfg.method!r}; it has "
+            f"{sorted(cfg.loss)}."
         )
     return cfg.loss[term]
 

@@ -1,4 +1,4 @@
-"""Writes a prepared folder for the toy method, as `data_prep` writes real ones, with TFDS and nothing of this project."""
+"""Writes a prepared folder for the toy method with TFDS alone, nothing of this project."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A method small enough to train in a second, with all that a real one has: images, normalisation, dropout, two losses."""
+"""A method that trains in a second, with all that a real one has: images, BatchNorm, dropout, two losses."""
 
 import flax.linen as nn
 import jax
