@@ -49,7 +49,8 @@ def _row(model: str, cameras: int, position: tuple, orientation: tuple) -> dict[
     return {"model": model, "cameras": cameras, "position": position, "orientation": orientation}
 
 
-# nuScenes validation, offsets uniform in ±30 m and ±30°; recall (%) at 1, 2, 5, 10 m and degrees (Table I).
+# Recall in percent at 1, 2, 5, 10 m and degrees (Table I; longitudinal and lateral: Table II).
+PUBLISHED_PROTOCOL = "nuScenes validation, offsets uniform in ±30 m and ±30°"
 PUBLISHED = (
     _row("OrienterNet", 1, (5.83, 18.92, 52.83, 66.21), (32.13, 41.56, 65.63, 80.41)),
     _row("One-stage", 1, (7.14, 22.39, 60.48, 83.90), (35.68, 60.40, 87.49, 95.31)),
@@ -57,7 +58,8 @@ PUBLISHED = (
     _row("DETR", 6, (10.40, 29.76, 66.81, 86.81), (42.59, 68.05, 90.83, 96.63)),
     _row("CA", 6, (13.36, 35.16, 70.54, 88.25), (48.15, 73.09, 92.66, 97.34)),
     _row("One-stage", 6, (16.32, 40.56, 74.27, 89.69), (53.71, 78.13, 94.49, 98.05)),
-    _row("MapLocNet", 6, (20.10, 45.54, 77.70, 91.89), (58.61, 84.10, 96.23, 98.62)),
+    _row("MapLocNet", 6, (20.10, 45.54, 77.70, 91.89), (58.61, 84.10, 96.23, 98.62))
+    | {"longitudinal": (32.08, 54.20, 81.97, 93.34), "lateral": (48.71, 71.91, 90.66, 97.11)},
 )
 
 
@@ -347,7 +349,7 @@ class MapLocNet(nn.Module):
         camera_mask: jax.Array,
         train: bool,
     ) -> dict[str, jax.Array]:
-        """(B, N, h, w, 3) uint8, (B, N, 3, 3), (B, N, 4, 4), (B, N) → the camera BEV's features and logits."""
+        """(B, N, h, w, 3) uint8, (B, N, 3, 3), (B, N, 4, 4), (B, N) → features and logits of the BEV."""
         m, grid = self.cfg.model, bev_grid(self.cfg)
         batch, cameras, height, width, _ = images.shape
         pixels = (images.astype(jnp.float32) / 255.0 - jnp.asarray(IMAGE_MEAN)) / jnp.asarray(IMAGE_STD)
