@@ -1,6 +1,6 @@
 """Evaluates a trained method and writes its report.
 
-    python -m placerec_jax.evaluate --config=configs/maplocnet.py [--workdir=DIR] [--checkpoint=best] [--split=test]
+    python -m placerec_jax.evaluate --config=configs/maplocnet.py [--workdir=DIR] [--checkpoint=best]
 
 Prints the tables and writes WORKDIR/report/: `index.html` to look at, `report.json` to compute with.
 """
@@ -21,7 +21,7 @@ from placerec_jax.data.preparation import ensure_prepared
 from placerec_jax.data.prepared import PreparedError
 from placerec_jax.data.records import RecordError
 from placerec_jax.evaluation.inference import predict_examples, predict_split
-from placerec_jax.evaluation.provenance import notices, provenance
+from placerec_jax.evaluation.provenance import notices, provenance, summary_line
 from placerec_jax.evaluation.report import text_table, write_report
 from placerec_jax.training.checkpoint import Checkpointer, CheckpointError
 from placerec_jax.training.sharding import make_mesh
@@ -60,14 +60,16 @@ def run(
     }
     if jax.process_index() == 0:
         first = notices(about, prepared)
+        facts = provenance(cfg, about, prepared, split, scores, workdir)
         page = write_report(
             workdir / "report",
-            f"{cfg.name} on {split}",
-            provenance(cfg, about, prepared, split, scores, workdir),
-            scores,
-            evaluator.report(cfg, scores, rows, examples, method, prepared),
-            first,
-            evaluator.files(rows),
+            title=f"{cfg.name} on {split}",
+            subtitle=summary_line(facts),
+            provenance=facts,
+            scores=scores,
+            sections=evaluator.report(cfg, scores, rows, examples, method, prepared),
+            notices=first,
+            files=evaluator.files(rows),
         )
         blocks = [text_table(table) for table in evaluator.tables(scores, method)]
         print("\n\n".join([*first, *blocks, "\n".join(evaluator.verdict(scores))]))

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import se2_apply
@@ -154,14 +156,14 @@ def recall_curves(errors: Mapping[str, Mapping[str, np.ndarray]], thresholds: Se
         for axes, (kind, unit) in zip(
             figure.subplots(1, 2), {"position": "m", "orientation": "deg"}.items(), strict=True
         ):
-            limit = max(np.percentile(found[kind], 98) for found in errors.values())
-            limit = max(limit, thresholds[-1])
+            shown = max(np.percentile(found[kind], 98) for found in errors.values())
+            limit = max(shown, thresholds[-1])
             for name, found in errors.items():
                 values = np.sort(found[kind])
                 share = 100 * np.arange(1, len(values) + 1) / len(values)
                 axes.step(
-                    np.concatenate([[0], values]),
-                    np.concatenate([[0], share]),
+                    np.concatenate([[0], values, [max(limit, values[-1])]]),
+                    np.concatenate([[0], share, [100]]),
                     where="post",
                     color=COLORS[name],
                     lw=2.2 if name == "prediction" else 1.5,
@@ -251,31 +253,49 @@ def drive_map(
 
 def frame_picture(frame: Frame) -> bytes:
     """JPEG: the map with true, noisy and predicted pose, the cameras beside, probabilities above labels."""
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(14.6, 8.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
-        outer = figure.add_gridspec(1, 2, width_ratios=(1.0, 1.28))
-        left = GridSpecFromSubplotSpec(2, 1, outer[0], height_ratios=(1.55, 1.0))
-        right = GridSpecFromSubplotSpec(2, 1, outer[1], height_ratios=(1.0, 1.35))
+    places = _camera_places(frame.images)
+    rows, columns = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
+    image_height, image_width = next(iter(frame.images.values())).shape[:2]
+    # Heights that fill the right side without gaps; a single camera does not fill it.
+    cameras_height = rows * (_RIGHT / max(columns, 3) * image_height / image_width + 0.2)
+    ratios = [_aspect(frame.bev_grid)] * len(frame.bev) + [_aspect(frame.map_grid)] * len(frame.map)
+    segmentation_height = 2 * (_RIGHT / sum(ratios)) + 0.4
+    height = cameras_height + segmentation_height
+    with rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(_LEFT + _RIGHT, height + 0.4), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.01, hspace=0.01)
+        outer = figure.add_gridspec(1, 2, width_ratios=(_LEFT, _RIGHT))
+        left = GridSpecFromSubplotSpec(2, 1, outer[0], height_ratios=(1.45, 1.0))
+        right = GridSpecFromSubplotSpec(
+            2, 1, outer[1], height_ratios=(cameras_height, segmentation_height), hspace=0.02
+        )
         painted = ego_picture(paint_map(frame.map_layers))
 
         whole = figure.add_subplot(left[0])
-        _map_panel(whole, painted, frame, arrow=9.0)
-        whole.set_title("map patch, forward of the noisy pose is up")
+        _map_panel(whole, painted, frame, arrow=0.07 * _span(frame.map_grid))
+        whole.set_title("map, the noisy pose looks up", fontsize=9, pad=3)
         _scale_bar(whole, 20.0, ego_extent(frame.map_grid))
         _legend(whole, frame)
 
         closer = figure.add_subplot(left[1])
-        _map_panel(closer, painted, frame, arrow=4.0)
         reach = _reach(frame.poses)
-        closer.set(xlim=(-1.75 * reach, 1.75 * reach), ylim=(-reach, reach))
-        closer.set_title("closer")
-        _scale_bar(closer, 5.0, (-1.75 * reach, 1.75 * reach, -reach, reach))
+        _map_panel(closer, painted, frame, arrow=0.35 * reach)
+        closer.set(xlim=(-1.7 * reach, 1.7 * reach), ylim=(-reach, reach))
+        _scale_bar(closer, 5.0, (-1.7 * reach, 1.7 * reach, -reach, reach))
 
-        _cameras(figure, right[0], frame.images)
-        _segmentation(figure, right[1], frame)
-        figure.suptitle(frame.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        cameras = GridSpecFromSubplotSpec(rows, max(columns, 3), right[0])
+        for name, image in frame.images.items():
+            axes = figure.add_subplot(cameras[places[name]])
+            axes.imshow(image)
+            axes.set_title(name.removeprefix("CAM_").replace("_", " ").lower(), fontsize=8, pad=2)
+            axes.axis("off")
+        segmentation = GridSpecFromSubplotSpec(2, len(ratios), right[1], width_ratios=ratios)
+        _segmentation(figure, segmentation, frame)
+        figure.suptitle(frame.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         return encode(figure, "jpeg", dpi=105)
+
+
+_LEFT, _RIGHT = 4.9, 9.4  # inches: map, cameras with segmentation
 
 
 def _reach(poses: Mapping[str, np.ndarray]) -> float:
@@ -283,17 +303,50 @@ def _reach(poses: Mapping[str, np.ndarray]) -> float:
     return 4.0 + max(float(np.abs(pose[:2]).max()) for pose in poses.values())
 
 
+def _span(grid: Grid2D) -> float:
+    return grid.extent[1] - grid.extent[0]
+
+
+def _aspect(grid: Grid2D) -> float:
+    rows, columns = grid.shape
+    return columns / rows
+
+
+def _camera_places(images: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+    """(row, column) of every camera: around the car for a surround rig, else in rows of four."""
+    if len(images) > 1 and set(images) <= set(SURROUND):
+        return {name: SURROUND[name] for name in images}
+    return {name: divmod(i, 4) for i, name in enumerate(images)}
+
+
 def _map_panel(axes: Axes, painted: np.ndarray, frame: Frame, arrow: float) -> None:
-    axes.imshow(painted, extent=ego_extent(frame.map_grid), interpolation="nearest")
+    axes.imshow(painted, extent=ego_extent(frame.map_grid), interpolation="bilinear")
     for pose, color in ((frame.poses["true"], TRUE), (frame.poses["prediction"], PREDICTION)):
-        corners = _outline(frame.bev_grid)
-        axes.plot(*ego_to_picture(se2_apply(pose[None], corners)).T, color=color, lw=1.0, ls="--", alpha=0.9)
-    drawn = {"noisy": (np.zeros(3), NOTHING), "true": (frame.poses["true"], TRUE)}
-    drawn["prediction"] = (frame.poses["prediction"], PREDICTION)
-    for pose, color in drawn.values():
+        corners = se2_apply(pose[None], _outline(frame.bev_grid))
+        axes.plot(*ego_to_picture(corners).T, color=color, lw=1.0, ls="--", alpha=0.9)
+    _seen_edges(axes, frame)
+    for pose, color in (
+        (np.zeros(3), NOTHING),
+        (frame.poses["true"], TRUE),
+        (frame.poses["prediction"], PREDICTION),
+    ):
         _arrow(axes, pose, color, arrow)
     left, right, bottom, top = ego_extent(frame.map_grid)
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
+
+
+def _seen_edges(axes: Axes, frame: Frame) -> None:
+    """The edge of the drivable area as the cameras saw it, put on the map by the predicted pose."""
+    if "drivable" not in frame.bev:
+        return
+    probability = frame.bev["drivable"][0]
+    if probability.min() >= 0.5 or probability.max() <= 0.5:
+        return  # no edge to draw
+    centers = frame.bev_grid.centers().astype(np.float64)
+    placed = ego_to_picture(se2_apply(frame.poses["prediction"][None, None], centers))
+    axes.contour(
+        placed[..., 0], placed[..., 1], probability, levels=[0.5], colors=[PREDICTION], linewidths=1.1
+    )
 
 
 def _outline(grid: Grid2D) -> np.ndarray:
@@ -305,56 +358,26 @@ def _outline(grid: Grid2D) -> np.ndarray:
 def _arrow(axes: Axes, pose: np.ndarray, color: str, length: float) -> None:
     tail, tip = ego_to_picture(se2_apply(np.asarray(pose)[None], np.array([[0.0, 0.0], [length, 0.0]])))
     halo = [matplotlib.patheffects.withStroke(linewidth=4.0, foreground="white")]
-    axes.annotate(
-        "",
-        xy=tip,
-        xytext=tail,
-        arrowprops={
-            "arrowstyle": "-|>",
-            "color": color,
-            "lw": 2.0,
-            "shrinkA": 0,
-            "shrinkB": 0,
-            "path_effects": halo,
-        },
-        annotation_clip=True,
-    )
+    style = {"arrowstyle": "-|>", "color": color, "lw": 2.0, "shrinkA": 0, "shrinkB": 0, "path_effects": halo}
+    axes.annotate("", xy=tip, xytext=tail, arrowprops=style, annotation_clip=True)
     axes.plot(*tail, "o", color=color, ms=5.5, mec="white", mew=1.0)
 
 
 def _legend(axes: Axes, frame: Frame) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     entries = [
         Line2D([], [], color=color, marker="o", lw=2, mec="white", label=label)
         for color, label in ((TRUE, "true"), (NOTHING, "noisy"), (PREDICTION, "predicted"))
     ]
-    entries.append(Line2D([], [], color="#5b6675", ls="--", lw=1, label="camera view"))
+    entries.append(Line2D([], [], color="#5b6675", ls="--", lw=1, label="seen area"))
+    if "drivable" in frame.bev:
+        entries.append(Line2D([], [], color=PREDICTION, lw=1.1, label="seen edge"))
     entries += [
         Patch(color=color, label=name) for name, color in MAP_COLORS.items() if name in frame.map_layers
     ]
     axes.legend(handles=entries, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, handlelength=1.6)
 
 
-def _cameras(figure: Figure, place: object, images: Mapping[str, np.ndarray]) -> None:
-    if set(images) <= set(SURROUND):
-        places = {name: SURROUND[name] for name in images}
-    else:
-        places = {name: divmod(i, 4) for i, name in enumerate(images)}
-    rows, columns = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
-    grid = GridSpecFromSubplotSpec(rows, columns, place)
-    for name, image in images.items():
-        axes = figure.add_subplot(grid[places[name]])
-        axes.imshow(image)
-        axes.set_title(name.removeprefix("CAM_").replace("_", " ").lower(), fontsize=8, pad=2)
-        axes.axis("off")
-
-
-def _segmentation(figure: Figure, place: object, frame: Frame) -> None:
-    columns = len(frame.bev) + len(frame.map)
-    ratios = [_aspect(frame.bev_grid)] * len(frame.bev) + [_aspect(frame.map_grid)] * len(frame.map)
-    grid = GridSpecFromSubplotSpec(2, columns, place, width_ratios=ratios)
+def _segmentation(figure: Figure, grid: GridSpecFromSubplotSpec, frame: Frame) -> None:
     shown = [("cameras", *item, frame.bev_grid) for item in frame.bev.items()]
     shown += [("map", *item, frame.map_grid) for item in frame.map.items()]
     for column, (origin, name, (probability, label), cells) in enumerate(shown):
@@ -363,14 +386,9 @@ def _segmentation(figure: Figure, place: object, frame: Frame) -> None:
             axes.imshow(ego_picture(values), cmap="magma", vmin=0, vmax=1, extent=ego_extent(cells))
             axes.set(xticks=[], yticks=[])
             if row == 0:
-                axes.set_title(f"{origin}: {name}", fontsize=8, pad=3)
+                axes.set_title(f"{origin}\n{name}", fontsize=8, pad=3)
             if column == 0:
                 axes.set_ylabel(("probability", "label")[row], fontsize=8)
-
-
-def _aspect(grid: Grid2D) -> float:
-    rows, columns = grid.shape
-    return columns / rows
 
 
 def _window(

@@ -67,8 +67,10 @@ def _recall_table(scores: Mapping[str, Any], method: ModuleType, kinds: tuple[st
     note = f"{scores['queries']} queries."
     published = [row for row in getattr(method, "PUBLISHED", ()) if any(kind in row for kind in kinds)]
     if published and thresholds == PUBLISHED_THRESHOLDS:
-        protocol = getattr(method, "PUBLISHED_PROTOCOL", "the paper's own data and protocol")
-        rows.append(Row([f"Published, {protocol}: not comparable with other data"], "divider"))
+        heading = (
+            f"Published ({method.PUBLISHED_PROTOCOL}): not comparable with figures from other data or noise"
+        )
+        rows.append(Row([heading], "divider"))
         for row in published:
             cells = []
             for kind in kinds:
@@ -94,15 +96,15 @@ def sections(
     prepared: PreparedFolder,
 ) -> list[Section]:
     """Everything the page shows; see `pose.report`."""
-    errors = {name: pose_errors(pose, rows["true_pose"]) for name, pose in estimates(dict(rows)).items()}
+    errors = {name: pose_errors(pose, rows["true_pose"]) for name, pose in estimates(rows).items()}
     rasters = _rasters(prepared)
     queries = scores["queries"]
     offsets = scores["largest_offset"]
     result: list[Block] = [
         Paragraph(
-            f"{queries} queries from {len(np.unique(rows['scene']))} drives. Each starts from a noisy pose, off by "
-            f"up to {offsets['longitudinal']:.1f} m along, {offsets['lateral']:.1f} m across and "
-            f"{offsets['orientation']:.1f}° (the largest offsets drawn with evaluation seed {scores['seed']}). "
+            f"{queries} queries from {len(np.unique(rows['scene']))} drives. Each starts from a noisy pose, off "
+            f"by up to {offsets['longitudinal']:.1f} m along, {offsets['lateral']:.1f} m across and "
+            f"{offsets['orientation']:.1f}° (the largest offsets drawn; evaluation seed {scores['seed']}). "
             "Doing nothing keeps that pose and is scored by the same code."
         )
     ]
@@ -136,7 +138,7 @@ def sections(
             Section(
                 f"{group} frames".capitalize(),
                 [
-                    _frame_block(cfg, i, features, predictions, rows, rasters, method)
+                    _frame_block(cfg, i, features, predictions, rows, errors, rasters, method)
                     for i in range(len(features["index"]))
                 ],
             )
@@ -193,27 +195,23 @@ def _frame_block(
     features: Mapping[str, np.ndarray],
     predictions: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
+    errors: Mapping[str, Mapping[str, np.ndarray]],
     rasters: Mapping[str, LocationRaster],
     method: ModuleType,
 ) -> Picture:
     record = int(features["index"][example])
     row = int(np.flatnonzero(rows["index"] == record)[0])
-    frame = example_frame(cfg, example, row, features, predictions, rows, rasters, method)
-    moved = {
-        name: {
-            kind: float(value) for kind, value in pose_errors(pose[None], rows["true_pose"][[row]]).items()
-        }
-        for name, pose in (("after", rows["pose"][row]), ("before", np.zeros(3)))
-    }
-    caption = (
-        f"Frame {record} ({rows['token'][row]}), scene {rows['scene'][row]}, {rows['location'][row]}. "
-        f"Position error {moved['before']['position']:.2f} m before, {moved['after']['position']:.2f} m after; "
-        f"orientation {moved['before']['orientation']:.2f}° before, {moved['after']['orientation']:.2f}° after."
+    before = {kind: values[row] for kind, values in errors["do_nothing"].items()}
+    after = {kind: values[row] for kind, values in errors["prediction"].items()}
+    moved = (
+        f"position error {before['position']:.2f} m before, {after['position']:.2f} m after; "
+        f"orientation error {before['orientation']:.1f}° before, {after['orientation']:.1f}° after"
     )
+    frame = example_frame(cfg, example, row, moved, features, predictions, rows, rasters, method)
     return Picture(
         pose_pictures.frame_picture(frame),
         "image/jpeg",
-        caption,
+        f"Frame {record} ({rows['token'][row]}) of {rows['scene'][row]} in {rows['location'][row]}: {moved}.",
         f"Frame {record} on the map with its cameras",
     )
 
@@ -222,26 +220,22 @@ def example_frame(
     cfg: ml_collections.ConfigDict,
     example: int,
     row: int,
+    title: str,
     features: Mapping[str, np.ndarray],
     predictions: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     rasters: Mapping[str, LocationRaster],
     method: ModuleType,
 ) -> pose_pictures.Frame:
-    """What is drawn of `example`, which is row `row`; the map is cut afresh, finer than the network sees it."""
+    """What is drawn of `example`, which is row `row`; the map is cut afresh, finer than the network's."""
     map_grid, bev_grid = method.map_grid(cfg), method.bev_grid(cfg)
     true_pose = rows["true_pose"][row].astype(np.float64)
     map_pose_noisy = se2_compose(rows["map_pose_ego"][row], se2_inverse(true_pose))
     drawn_grid = Grid2D(map_grid.extent, min(DRAWN_CELL, map_grid.cell))
     layers = rasters[str(rows["location"][row])].sample_bilinear(drawn_grid, map_pose_noisy)
-    after = pose_errors(rows["pose"][[row]], rows["true_pose"][[row]])
-    before = pose_errors(np.zeros((1, 3)), rows["true_pose"][[row]])
     classes = method.SEGMENTATION_CLASSES
     return pose_pictures.Frame(
-        title=(
-            f"{before['position'][0]:.2f} m → {after['position'][0]:.2f} m      "
-            f"{before['orientation'][0]:.1f}° → {after['orientation'][0]:.1f}°"
-        ),
+        title=title,
         map_grid=map_grid,
         bev_grid=bev_grid,
         map_layers={name: layers[..., i] for i, name in enumerate(method.RASTER_CHANNELS)},

@@ -28,7 +28,7 @@ def provenance(
     scores: Mapping[str, Any],
     workdir: str | os.PathLike[str],
 ) -> dict[str, Any]:
-    """Plain nested values: all one needs to make the same figures again, and to tell when two reports differ."""
+    """Plain nested values: what one needs to make the same figures again, and to tell two reports apart."""
     config = config_as_json(cfg)
     manifest = prepared.manifest
     devices = jax.devices()
@@ -61,6 +61,16 @@ def provenance(
     }
 
 
+def summary_line(facts: Mapping[str, Any]) -> str:
+    """The provenance in one line, for the head of the page."""
+    dataset, checkpoint = facts["dataset"], facts["checkpoint"]
+    return (
+        f"{dataset['queries']} queries of split {dataset['split']} ({dataset['scheme']}) of {dataset['root']} "
+        f"with fingerprint {dataset['fingerprint'][:12]} · checkpoint of step {checkpoint['step']} · "
+        f"config {facts['config_hash'][:12]} · seed {facts['evaluation_seed']} · {facts['created']}"
+    )
+
+
 def built_in_city(prepared: PreparedFolder) -> bool:
     """Whether the data is synthetic, by the manifest's source."""
     return bool(prepared.manifest.get("source", {}).get("built_in_city", False))
@@ -71,8 +81,8 @@ def notices(about: About, prepared: PreparedFolder) -> list[str]:
     found = []
     if built_in_city(prepared):
         found.append(
-            "Every figure and picture here is from the built-in city, a synthetic world: it shows that the method "
-            "works, not how well it does on real streets."
+            "Every figure and picture here is from the built-in city, a synthetic world: it shows that the "
+            "method works, not how well it does on real streets."
         )
     if about.fingerprint != prepared.fingerprint:
         found.append(

@@ -75,13 +75,14 @@ class Section:
 def write_report(
     directory: str | os.PathLike[str],
     title: str,
+    subtitle: str,
     provenance: Mapping[str, Any],
     scores: Mapping[str, Any],
     sections: Sequence[Section],
     notices: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes `directory`/{report.json, index.html} and extra `files`, all or nothing; returns the page's path.
+    """Writes `directory`/{report.json, index.html} and extra `files`, all or nothing; returns the page.
 
     An older report is replaced whole. `provenance` says where the figures come from (nested mappings of plain
     values); `notices` are printed first on the page.
@@ -94,7 +95,7 @@ def write_report(
     record = {"format": FORMAT, "title": title, "notices": list(notices), **provenance, "scores": scores}
     contents = {
         "report.json": _json(record).encode(),
-        "index.html": page(title, provenance, sections, notices).encode(),
+        "index.html": page(title, subtitle, provenance, sections, notices).encode(),
         **(files or {}),
     }
     if directory.exists() and any(directory.iterdir()) and not (directory / "report.json").is_file():
@@ -148,7 +149,11 @@ def _first_non_finite(value: Any, path: str) -> str | None:
 
 
 def page(
-    title: str, provenance: Mapping[str, Any], sections: Sequence[Section], notices: Sequence[str]
+    title: str,
+    subtitle: str,
+    provenance: Mapping[str, Any],
+    sections: Sequence[Section],
+    notices: Sequence[str],
 ) -> str:
     """The whole page as one string that refers to nothing outside itself."""
     contents = "".join(
@@ -165,7 +170,7 @@ def page(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>"
-        f"<h1>{html.escape(title)}</h1>"
+        f'<h1>{html.escape(title)}</h1><p class="subtitle">{html.escape(subtitle)}</p>'
         + "".join(f'<p class="notice">{html.escape(notice)}</p>' for notice in notices)
         + f'<nav>{contents}<a href="#provenance">Provenance</a></nav>{body}'
         '<section id="provenance"><h2>Provenance</h2>'
@@ -176,21 +181,23 @@ def page(
 
 def text_table(table: Table) -> str:
     """The table for a terminal."""
-    lines = [row.cells for row in table.rows if row.kind != "divider"]
-    groups = [label if i == 0 else "" for label, columns in table.groups for i in range(columns)]
-    heads = [groups, list(table.header)] if groups else [list(table.header)]
-    widths = [max(len(line[i]) for line in (*heads, *lines)) for i in range(len(table.header))]
+    rows = [table.header, *(row.cells for row in table.rows if row.kind != "divider")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
 
     def shown(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join((first, *rest)).rstrip()
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join([cells[0].ljust(widths[0]), *aligned[1:]]).rstrip()
 
-    ruled = [table.caption, *map(shown, heads), "-" * (sum(widths) + 2 * len(widths) - 2)]
-    ruled += [row.cells[0] if row.kind == "divider" else shown(row.cells) for row in table.rows]
-    return "\n".join(ruled)
+    lines = [table.caption]
+    if table.groups:
+        spans, column = [], 0
+        for label, columns in table.groups:
+            spans.append(label.rjust(sum(widths[column : column + columns]) + 2 * (columns - 1)))
+            column += columns
+        lines.append("  ".join(spans).rstrip())
+    lines += [shown(table.header), "-" * (sum(widths) + 2 * len(widths) - 2)]
+    lines += [row.cells[0] if row.kind == "divider" else shown(row.cells) for row in table.rows]
+    return "\n".join(lines)
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -249,14 +256,16 @@ _STYLE = """
   --ours: #eaf3fb; --good: #1a7f45; --bad: #b3261e; --notice: #fff4d6; --notice-line: #e0b541 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ee; --soft: #a0a9b6; --page: #14181e; --card: #1b2129; --line: #323b47;
-    --accent: #7cb8ec; --ours: #1d3145; --good: #5cc98b; --bad: #f2887f; --notice: #3a3015; --notice-line: #8a6d1f }
+    --accent: #7cb8ec; --ours: #1d3145; --good: #5cc98b; --bad: #f2887f; --notice: #3a3015;
+    --notice-line: #8a6d1f }
   figure img { filter: brightness(.92) }
 }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 16px; letter-spacing: -.01em }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; letter-spacing: -.01em }
+.subtitle { color: var(--soft); max-width: none; margin: 6px 0 16px }
 h2 { font-size: 1.25rem; margin: 48px 0 12px; padding-top: 16px; border-top: 1px solid var(--line) }
 p { max-width: 78ch; margin: 8px 0 }
 a { color: var(--accent); text-decoration: none }
