@@ -49,14 +49,13 @@ def main(argv: Sequence[str]) -> int:
     # A scheduler's SIGTERM is handled like Ctrl-C: what is whole stays, what is half goes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        importlib.import_module(commands[argv[0]][0]).main(argv[1:])
+        return importlib.import_module(commands[argv[0]][0]).main(argv[1:]) or 0
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to continue.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

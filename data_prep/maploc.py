@@ -243,7 +243,21 @@ def frame_examples(inputs: Sequence[FrameInput]) -> Iterator[dict[str, Any]]:
 def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.ndarray]:
     """The JPEG to store, at most `image_width` wide, and its (3, 3) intrinsics; InputError for a damaged
     image."""
-    content = camera.path.read_bytes()
+    content, before, after = reduced_image(camera.path, image_width)
+    if before != (camera.width, camera.height):
+        raise InputError(
+            f"{camera.path}: expected {camera.width} x {camera.height} pixels as sample_data.json says, "
+            f"found {before[0]} x {before[1]}. The calibration would not fit: unpack the image and the "
+            "tables from one release."
+        )
+    factors = np.array([[after[0] / before[0]], [after[1] / before[1]], [1.0]])
+    return content, factors * camera.intrinsics
+
+
+def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
+    """The JPEG file reduced to `image_width`, and its (width, height) before and after. Narrower ones stay as
+    they are."""
+    content = path.read_bytes()
     pixels = None
     if content.startswith(_JPEG_START) and _ends_whole(content):
         pixels = cv2.imdecode(
@@ -251,25 +265,16 @@ def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.n
         )
     if pixels is None:
         raise InputError(
-            f"{camera.path}: expected a whole JPEG image, found {len(content)} bytes that are none: the "
-            "file is truncated or damaged. Unpack it again."
+            f"{path}: expected a whole JPEG image, found {len(content)} bytes that are none: the file is "
+            "truncated or damaged. Unpack it again."
         )
     height, width = pixels.shape[:2]
-    if (width, height) != (camera.width, camera.height):
-        raise InputError(
-            f"{camera.path}: expected {camera.width} x {camera.height} pixels as sample_data.json says, "
-            f"found {width} x {height}. The calibration would not fit: unpack the image and the tables from "
-            "one release."
-        )
     if width <= image_width:
-        return content, camera.intrinsics
+        return content, (width, height), (width, height)
     size = (image_width, max(1, round(height * image_width / width)))
-    _, encoded = cv2.imencode(
-        ".jpg",
-        cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),
-        [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
-    )
-    return encoded.tobytes(), np.array([[size[0] / width], [size[1] / height], [1.0]]) * camera.intrinsics
+    reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", reduced, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return encoded.tobytes(), (width, height), size
 
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
