@@ -65,7 +65,7 @@ def summary_line(facts: Mapping[str, Any]) -> str:
     """The provenance in one line, for the head of the page."""
     dataset, checkpoint = facts["dataset"], facts["checkpoint"]
     return (
-        f"{dataset['queries']} queries of split {dataset['split']} ({dataset['scheme']}) of {dataset['root']} "
+        f"{dataset['queries']} queries, split {dataset['split']} ({dataset['scheme']}) of {dataset['root']} "
         f"with fingerprint {dataset['fingerprint'][:12]} · checkpoint of step {checkpoint['step']} · "
         f"config {facts['config_hash'][:12]} · seed {facts['evaluation_seed']} · {facts['created']}"
     )
