@@ -52,7 +52,7 @@ def run(
     schedule = make_schedule(cfg.optimizer, cfg.train.steps)
     tx = make_optimizer(cfg.optimizer, schedule)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpointer = Checkpointer(workdir, cfg, prepared.fingerprint)
+    checkpointer = Checkpointer(workdir, cfg, prepared.fingerprint, writable=True)
 
     abstract = abstract_state(method, frozen, model, tx, mesh)
     if checkpointer.steps():

@@ -59,15 +59,24 @@ class Checkpointer:
         workdir: the run's folder.
         cfg: the resolved config; `eval.best_metric` and `eval.best_mode` ("min" or "max") choose the best.
         fingerprint: of the prepared folder that the run reads.
+        writable: for the one run that trains there: it saves, and removes what a killed run left unfinished.
     """
 
-    def __init__(self, workdir: str | Path, cfg: ml_collections.ConfigDict, fingerprint: str) -> None:
+    def __init__(
+        self, workdir: str | Path, cfg: ml_collections.ConfigDict, fingerprint: str, *, writable: bool = False
+    ) -> None:
         self.folder = Path(workdir).absolute() / FOLDER
+        self._writable = writable
         self._config = config_as_json(cfg)
         self._fingerprint = fingerprint
         self._best_metric, self._best_mode = cfg.eval.best_metric, cfg.eval.best_mode
         # Saving waits until the files are in place: whatever is said or deleted next can rely on them.
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=writable,
+            create=writable,
+            read_only=not writable,
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def close(self) -> None:
@@ -97,11 +106,15 @@ class Checkpointer:
         """Writes checkpoint `state.step`, then deletes all but the newest two and the best.
 
         Raises:
-            CheckpointError: that step is already there.
+            CheckpointError: that step is already there, or this is a reader.
         """
+        if not self._writable:
+            raise CheckpointError(f"{self.folder}: not writable: opened to read.")
         step = int(state.step)
+        if step in self.steps():
+            raise CheckpointError(f"{self.folder / str(step)}: not written; that step is already there.")
         about = {"config": self._config, "fingerprint": self._fingerprint, "scores": scores}
-        saved = self._manager.save(
+        self._manager.save(
             step,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(state.variables),
@@ -110,8 +123,6 @@ class Checkpointer:
             ),
             force=True,
         )
-        if not saved:
-            raise CheckpointError(f"{self.folder / str(step)}: not written; that step is already there.")
         self._manager.wait_until_finished()
         steps = self.steps()
         for old in set(steps) - set(steps[-_KEPT:]) - {self.best_step()}:

@@ -50,5 +50,5 @@ def test_commands_that_make_something_else(tmp_path, monkeypatch):
     monkeypatch.setattr(
         preparation.subprocess, "run", lambda c, check: preparation.subprocess.CompletedProcess(c, 0)
     )
-    with pytest.raises(PreparedError, match="ended well, yet it has no manifest.json"):
+    with pytest.raises(PreparedError, match=r"ended well, yet it has no manifest\.json"):
         preparation.ensure_prepared(config(tmp_path / "prepared", ("city",)))

@@ -68,7 +68,7 @@ def test_missing_table(root):
 
 def test_table_of_another_length(root):
     change_manifest(root, tables={"frames": {"records": 33}})
-    with pytest.raises(PreparedError, match="expected 33 records .* found 32"):
+    with pytest.raises(PreparedError, match=r"expected 33 records .* found 32"):
         PreparedFolder(root).table("frames")
 
 

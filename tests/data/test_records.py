@@ -170,7 +170,7 @@ def test_missing_shard(folder):
 @pytest.mark.parametrize("content", ["{", "[]", '{"name": "frames"}', '{"splits": [{}]}'])
 def test_damaged_metadata(folder, content):
     (folder / "dataset_info.json").write_text(content)
-    with pytest.raises(RecordError, match="dataset_info.json: expected TFDS metadata"):
+    with pytest.raises(RecordError, match=r"dataset_info\.json: expected TFDS metadata"):
         RecordTable(folder)
 
 

@@ -1,4 +1,4 @@
-"""A source of examples that says which example and which draw it was; importable, so that worker processes have it."""
+"""A source that says which example and which draw it was; importable, so that worker processes have it."""
 
 import numpy as np
 

@@ -25,7 +25,7 @@ class Toy(nn.Module):
     dropout: float
 
     def setup(self):
-        self.conv = nn.Conv(8, (3, 3))
+        self.conv = nn.Conv(8, (3, 3), use_bias=False)  # BatchNorm would cancel it
         self.norm = nn.BatchNorm(momentum=0.9)
         self.drop = nn.Dropout(self.dropout)
         self.hidden = nn.Dense(self.width)

@@ -1,0 +1,53 @@
+"""The schedule's shape and AdamW's first step by hand."""
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from placerec_jax.training.optimizer import make_optimizer, make_schedule
+
+
+def config(**changes):
+    defaults = {"learning_rate": 0.1, "weight_decay": 0.0, "warmup_steps": 0, "clip_norm": 0.0}
+    return ml_collections.ConfigDict(defaults | changes)
+
+
+def test_cosine_without_warm_up():
+    schedule = make_schedule(config(), steps=100)
+    steps = np.arange(101)
+    expected = 0.05 * (1 + np.cos(np.pi * steps / 100))
+    np.testing.assert_allclose([schedule(s) for s in steps], expected, atol=1e-7)
+
+
+def test_warm_up_is_linear_and_wastes_no_step():
+    schedule = make_schedule(config(warmup_steps=4), steps=100)
+    np.testing.assert_allclose([schedule(s) for s in range(5)], [0.02, 0.036, 0.052, 0.068, 0.1][:1] + [
+        0.02 + 0.02 * s for s in range(1, 5)
+    ], rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(schedule(100), 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("warmup", [-1, 100])
+def test_warm_up_that_does_not_fit(warmup):
+    with pytest.raises(ValueError, match=r"warmup_steps is .*expected at least 0 and below"):
+        make_schedule(config(warmup_steps=warmup), steps=100)
+
+
+def test_first_update_by_hand():
+    # Bias-corrected moments of the first gradient are g and g², so the step is lr·(sign(g) + decay·w).
+    cfg = config(weight_decay=0.5)
+    tx = make_optimizer(cfg, make_schedule(cfg, 10))
+    weights, gradients = {"w": jnp.array([2.0, -4.0])}, {"w": jnp.array([3.0, -0.25])}
+    updates, _ = tx.update(gradients, tx.init(weights), weights)
+    np.testing.assert_allclose(updates["w"], [-0.1 * (1 + 0.5 * 2.0), -0.1 * (-1 - 0.5 * 4.0)], rtol=1e-5)
+
+
+def test_clipping_scales_the_whole_gradient():
+    cfg = config(clip_norm=1.0)
+    tx = make_optimizer(cfg, make_schedule(cfg, 10))
+    weights = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    state = tx.init(weights)
+    _, state = tx.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, state, weights)
+    first_moment = state[1][0].mu  # (1 - beta1) times the clipped gradient
+    np.testing.assert_allclose([first_moment["a"][0], first_moment["b"][0]], [0.06, 0.08], rtol=1e-5)
