@@ -9,6 +9,7 @@ see `placerec_jax.training.cost` for the conventions.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ class Component:
     parameters: int
     parameter_bytes: int
     cost: Cost
-    output: Any  # pytree of shapes, as lists; None outside of submodules
+    output: Any  # see `_shape_lists`; None outside of submodules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def describe(cfg: ml_collections.ConfigDict, batch: int = 1) -> Description:
                 sum(leaf.size for leaf in leaves),
                 sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
                 costs.get(name, Cost()),
-                jax.tree.map(lambda leaf: list(leaf.shape), outputs.get(name)),
+                _shape_lists(outputs[name]) if name in outputs else None,
             )
         )
     return Description(cfg.get("name", cfg.method), batch, tuple(components), found.unknown)
@@ -103,6 +104,15 @@ def _component_outputs(model: Any, variables: dict[str, Any], inputs: dict[str, 
 
     captured = jax.eval_shape(run, variables, inputs)
     return {name: calls["__call__"][0] for name, calls in captured.items()}
+
+
+def _shape_lists(output: Any) -> Any:
+    """What JSON can hold of a pytree of arrays: dictionaries and lists of shapes (lists of integers)."""
+    if isinstance(output, Mapping):
+        return {name: _shape_lists(value) for name, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_shape_lists(value) for value in output]
+    return list(output.shape)
 
 
 def as_json(description: Description) -> dict[str, Any]:

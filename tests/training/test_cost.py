@@ -203,7 +203,7 @@ def test_components_are_submodules_scopes_and_methods():
         return {name: cost.macs // factor for name, cost in costs.items() if cost.macs}
 
     assert macs(model.apply) == expected
-    # A gradient is filed under the component it belongs to: here each product has two operands to differentiate.
+    # A gradient is filed under the component it belongs to.
     backward = macs(jax.grad(lambda v, x: model.apply(v, x).sum(), argnums=(0, 1)))
     assert set(backward) == set(expected)
     assert backward["left"] == 3 * 256
