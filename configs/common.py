@@ -19,7 +19,7 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     config.data.eval_split = "val"  # watched while training; chooses the best checkpoint
     config.data.test_split = "test"
     config.data.prepare = ()  # commands of `python -m data_prep` that make `root`
-    config.data.workers = 1
+    config.data.workers = 0  # reader processes; 0: threads of the trainer
 
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 8  # global
