@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         type=Path,
         required=True,
         nargs="+",
-        help=f"OpenStreetMap extracts ({', '.join(osm.SUFFIXES)})",
+        help=f"OpenStreetMap extracts ({', '.join(osm.SUFFIXES)}), or folders that hold them",
     )
     parser.add_argument("--out", type=Path, required=True, help="the prepared folder to write")
     parser.add_argument("--version", choices=nuscenes.VERSIONS, help="default: the only one in the root")
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     manifest = convert(
         options.raw,
-        options.osm,
+        _extracts(options.osm),
         options.out,
         options.version,
         options.workers,
@@ -102,6 +102,20 @@ def main(argv: Sequence[str]) -> None:
         f"{sum(t['bytes'] for t in manifest['tables'].values()) / 1e6:.1f} MB, splits "
         f"{json.dumps(manifest['splits'])}, fingerprint {manifest['fingerprint'][:12]}"
     )
+
+
+def _extracts(paths: Sequence[Path]) -> list[Path]:
+    """The paths, with every folder replaced by the extracts in it."""
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = sorted(file for file in path.iterdir() if file.name.endswith(osm.SUFFIXES))
+        if not found:
+            raise InputError(f"{path}: expected extracts ({', '.join(osm.SUFFIXES)}) in it, found none.")
+        files.extend(found)
+    return files
 
 
 def convert(
