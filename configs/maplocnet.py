@@ -172,6 +172,7 @@ def _tiny(arg: str) -> ml_collections.ConfigDict:
     config.data.draws = 2
     config.train.batch_size = 8
     config.train.steps = 6
+    config.optimizer.warmup_steps = 2
     config.train.log_every = 1
     config.train.eval_every = config.train.checkpoint_every = 3
     config.train.eval_examples = 8
