@@ -1,0 +1,251 @@
+"""Drives: routes that cover a district, revisits of them on other dates, and the vehicle's pose at any time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.city.official_scenes import official_scenes
+from data_prep.city.sizes import CitySize
+from data_prep.city.streets import StreetGraph
+from data_prep.city.world import World, location_rng
+
+KEYFRAME_SECONDS = 0.5
+STEP = 0.25  # m between the points of a trajectory
+SCENES_PER_LOG = 4
+REVISIT_SHARE = 0.25  # of a district's scenes, half in the same and half in the opposite direction
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Where the vehicle is at which time: arrays of equal length, time in seconds from the start of the log."""
+
+    time: np.ndarray
+    xy: np.ndarray  # (N, 2) map frame
+    yaw: np.ndarray  # unwrapped
+
+    def pose(self, time: float | np.ndarray) -> np.ndarray:
+        """(...) seconds → (..., 3) x, y, yaw in the map frame."""
+        columns = (self.xy[:, 0], self.xy[:, 1], self.yaw)
+        return np.stack([np.interp(time, self.time, column) for column in columns], axis=-1)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run of keyframes of one log."""
+
+    name: str
+    first: int  # keyframe of the log that is the first of the scene
+    keyframes: int
+
+
+@dataclass(frozen=True)
+class Log:
+    """One drive: a route on one date, in one light."""
+
+    location: str
+    district: str
+    number: int  # within the location
+    kind: str  # "first", "same" (a revisit in the same direction) or "opposite"
+    route: list[int]  # nodes
+    trajectory: Trajectory
+    scenes: list[Scene]
+    start: int  # µs since 1970
+    date: str  # YYYY-MM-DD
+
+
+def plan_logs(world: World, size: CitySize, seed: int, taken: dict[str, int]) -> list[Log]:
+    """All drives of a town. `taken` counts the official scene names already given per split, and is moved on."""
+    logs: list[Log] = []
+    for district, plan in size.districts.items():
+        rng = location_rng(seed, world.location, 1, len(district))
+        names = official_scenes(district)
+        for kind, route, keyframes in _routes(
+            world.graph, district, plan.keyframes, size.scene_keyframes, rng
+        ):
+            number = len(logs)
+            day = int(rng.integers(0, 360))
+            date = np.datetime64("2018-01-01") + day
+            seconds = date.astype("datetime64[s]").astype(np.int64) + int(rng.integers(8 * 3600, 18 * 3600))
+            trajectory = _trajectory(world, route, keyframes * KEYFRAME_SECONDS, rng)
+            scenes = []
+            for first in range(0, keyframes, size.scene_keyframes):
+                name = names[taken[district]]
+                taken[district] += 1
+                scenes.append(Scene(name, first, min(size.scene_keyframes, keyframes - first)))
+            start = int(seconds) * 1_000_000 + int(rng.integers(0, 1_000_000))
+            logs.append(
+                Log(world.location, district, number, kind, route, trajectory, scenes, start, str(date))
+            )
+    return logs
+
+
+def _routes(
+    graph: StreetGraph, district: str, keyframes: int, scene_keyframes: int, rng: np.random.Generator
+) -> list[tuple[str, list[int], int]]:
+    """Split a district's keyframes into drives: kind, route and keyframes of each."""
+    scenes = max(2, round(keyframes / scene_keyframes))
+    revisits = max(1, round(REVISIT_SHARE * scenes))
+    counts = []
+    for total in (scenes - revisits, revisits):
+        counts.append([min(SCENES_PER_LOG, total - i) for i in range(0, total, SCENES_PER_LOG)])
+    per_scene = [keyframes // scenes + (i < keyframes % scenes) for i in range(scenes)]
+    visits = np.zeros(len(graph.streets), np.int64)
+    position = None
+    planned: list[tuple[str, list[int], int]] = []
+    for number_of_scenes in counts[0]:
+        frames = sum(per_scene.pop() for _ in range(number_of_scenes))
+        route = _walk(graph, district, frames * KEYFRAME_SECONDS * MAX_SPEED + 90, visits, position, rng)
+        planned.append(("first", route, frames))
+        position = route[-2:]
+    originals = list(planned)
+    for turn, number_of_scenes in enumerate(counts[1]):
+        frames = sum(per_scene.pop() for _ in range(number_of_scenes))
+        candidates = [route for _, route, length in originals if length >= frames] or [originals[0][1]]
+        route = candidates[int(rng.integers(len(candidates)))]
+        if turn % 2 == 0:
+            route = route[::-1]
+        if len(route) < 2 or _length(graph, route) < frames * KEYFRAME_SECONDS * MAX_SPEED + 60:
+            longer = _walk(
+                graph, district, frames * KEYFRAME_SECONDS * MAX_SPEED + 90, visits, route[-2:], rng
+            )
+            route = route + longer[1:]
+        planned.append(("opposite" if turn % 2 == 0 else "same", route, frames))
+    return planned
+
+
+MAX_SPEED = 10.5  # m/s
+
+
+def _length(graph: StreetGraph, route: list[int]) -> float:
+    points = graph.nodes[route]
+    return float(np.hypot(*np.diff(points, axis=0).T).sum())
+
+
+def _walk(
+    graph: StreetGraph,
+    district: str,
+    length: float,
+    visits: np.ndarray,
+    last: list[int] | None,
+    rng: np.random.Generator,
+) -> list[int]:
+    """A route of at least `length` metres that prefers streets not driven yet and never turns back on the spot.
+
+    `visits` counts how often each street was driven and is moved on. `last` are the two nodes to go on from.
+    """
+    own = {n for n, s in enumerate(graph.streets) if s.district == district}
+    if last is None:
+        first = sorted(own)[int(rng.integers(len(own)))]
+        last = [graph.streets[first].a, graph.streets[first].b]
+        visits[first] += 1
+    route = list(last)
+    while _length(graph, route) < length:
+        ahead = _to_least_driven(graph, own, visits, route[-2], route[-1], rng)
+        for node in ahead:
+            visits[_street_between(graph, route[-1], node)] += 1
+            route.append(node)
+    return route
+
+
+def _street_between(graph: StreetGraph, a: int, b: int) -> int:
+    return next(n for n in graph.incident[a] if b in (graph.streets[n].a, graph.streets[n].b))
+
+
+def _to_least_driven(
+    graph: StreetGraph, own: set[int], visits: np.ndarray, before: int, here: int, rng: np.random.Generator
+) -> list[int]:
+    """The nodes to drive through up to the end of the nearest street that has been driven least."""
+    fewest = min(int(visits[n]) for n in own)
+    seen = {(before, here)}
+    frontier: list[list[int]] = [[before, here]]
+    while frontier:
+        following = []
+        for path in frontier:
+            options = [n for n in graph.incident[path[-1]] if n in own]
+            for number in rng.permutation(options):
+                street = graph.streets[number]
+                end = street.b if street.a == path[-1] else street.a
+                if end == path[-2]:
+                    continue
+                if visits[number] == fewest:
+                    return [*path[2:], end]
+                if (path[-1], end) not in seen:
+                    seen.add((path[-1], end))
+                    following.append([*path, end])
+        frontier = following
+    raise RuntimeError(
+        f"no street can be reached from node {here} without turning back: the graph has a dead end"
+    )
+
+
+def _lane_offset(world: World, number: int, lane: float) -> float:
+    """Metres from the centre line to the driven lane, towards the driver's own kerb."""
+    street = world.graph.streets[number]
+    if street.lanes == 1:
+        return float(np.clip(street.width / 2 - 3.3, 0.9, 2.2)) * (0.85 + 0.3 * lane)
+    return street.width / 8 * (1 if lane < 0.5 else 3)
+
+
+def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.Generator) -> Trajectory:
+    """Drive a route on the right or left lane of each street, around its junctions in smooth curves."""
+    graph = world.graph
+    sign = 1.0 if world.drives_on_left else -1.0
+    lane = rng.random()
+    curves, slow = [], []
+    for position in range(len(route)):
+        ends = []  # of the streets before and after this node: point on the lane and direction of travel
+        for step in (-1, 0):
+            if not 0 <= position + step < len(route) - 1:
+                continue
+            number = _street_between(graph, route[position + step], route[position + step + 1])
+            direction = graph.direction(number, route[position + step])
+            trim = min(graph.setback(number, route[position]) + 4.5, 0.46 * graph.length(number))
+            offset = sign * _lane_offset(world, number, lane) * np.array([-direction[1], direction[0]])
+            along = trim if step == 0 else -trim
+            ends.append((graph.nodes[route[position]] + along * direction + offset, direction))
+        if len(ends) == 1:
+            curves.append(ends[0][0][None])
+            slow.append(np.zeros(1))
+            continue
+        (p1, d1), (p2, d2) = ends
+        curves.append(_curve(p1, d1, p2, d2))
+        turn = abs(np.arctan2(d1[0] * d2[1] - d1[1] * d2[0], d1 @ d2))
+        slow.append(np.pad(np.full(23, turn), 1))
+    points = np.concatenate(curves)
+    turning = np.concatenate(slow)
+    step = np.hypot(*np.diff(points, axis=0).T)
+    keep = np.append(True, step > 1e-6)
+    points, turning = points[keep], turning[keep]
+    s = np.append(0.0, np.cumsum(np.hypot(*np.diff(points, axis=0).T)))
+    even = np.arange(0.0, s[-1], STEP)
+    xy = np.stack([np.interp(even, s, points[:, k]) for k in (0, 1)], 1)
+    # Slower in turns, with the change spread over 10 m before and after.
+    pace = np.where(np.interp(even, s, turning) > 0.5, 0.72, 1.0)
+    kernel = np.hanning(81) / np.hanning(81).sum()
+    pace = np.convolve(np.pad(pace, 40, mode="edge"), kernel, mode="valid")
+    speed = rng.uniform(8.6, 9.8) * pace * (1 + 0.06 * np.sin(even / 37.0 + rng.uniform(0, 6)))
+    time = np.append(0.0, np.cumsum(STEP / speed[:-1]))
+    if time[-1] < seconds + 2:
+        raise RuntimeError(f"a route of {s[-1]:.0f} m lasts {time[-1]:.1f} s; {seconds + 2:.1f} s are needed")
+    smooth = np.pad(xy, ((6, 6), (0, 0)), mode="reflect", reflect_type="odd")
+    xy = np.stack([np.convolve(smooth[:, k], np.full(13, 1 / 13), mode="valid") for k in (0, 1)], 1)
+    tangent = np.gradient(xy, axis=0)
+    yaw = np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0]))
+    wander = 0.12 * np.sin(even / 23.0 + rng.uniform(0, 6))
+    xy = xy + wander[:, None] * np.stack([-np.sin(yaw), np.cos(yaw)], 1)
+    return Trajectory(time - 1.0, xy, yaw)
+
+
+def _curve(p1: np.ndarray, d1: np.ndarray, p2: np.ndarray, d2: np.ndarray) -> np.ndarray:
+    """A cubic Bézier from p1 (heading d1) to p2 (heading d2): nearly an arc where the tangents meet → (25, 2)."""
+    determinant = d1[0] * d2[1] - d1[1] * d2[0]
+    reach = np.array([1.0, 1.0]) * np.hypot(*(p2 - p1)) / 3
+    if abs(determinant) > 0.2:
+        gap = p2 - p1
+        a = (gap[0] * d2[1] - gap[1] * d2[0]) / determinant
+        b = (gap[0] * d1[1] - gap[1] * d1[0]) / -determinant
+        if a > 0 and b > 0:
+            reach = 0.56 * np.array([a, b])
+    q1, q2 = p1 + d1 * reach[0], p2 - d2 * reach[1]
+    t = np.linspace(0, 1, 25)[:, None]
+    return (1 - t) ** 3 * p1 + 3 * t * (1 - t) ** 2 * q1 + 3 * t**2 * (1 - t) * q2 + t**3 * p2

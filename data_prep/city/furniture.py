@@ -1,0 +1,373 @@
+"""What stands along the streets: lamps, signals, stop signs, utility poles, flagpoles, trees, and parked cars."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import shapely
+
+from data_prep.city.buildings import Building
+from data_prep.city.mesh import Material, MeshBuilder, box, prism
+from data_prep.city.streets import StreetGraph
+
+if TYPE_CHECKING:
+    from data_prep.city.world import Block
+
+
+class Pole(NamedTuple):
+    """An upright object. `kind` is its OSM value: street_lamp, traffic_signals, stop, utility_pole or flagpole."""
+
+    kind: str
+    xy: tuple[float, float]
+    facing: float  # yaw of its arm, or of the direction its sign or lights face
+    variant: float  # in [0, 1): colour and height within the kind
+    street: int  # number of the street it belongs to, -1 for none
+
+
+class Tree(NamedTuple):
+    """A tree; `seed` shapes and colours its crown."""
+
+    xy: tuple[float, float]
+    height: float
+    seed: int
+
+
+class Car(NamedTuple):
+    """A parked car: centre, yaw and size in metres; the colour is linear RGB."""
+
+    xy: tuple[float, float]
+    yaw: float
+    size: tuple[float, float, float]  # length, width, height
+    colour: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Furniture:
+    """Everything in the streets that stays the same on every date."""
+
+    poles: list[Pole]
+    trees: list[Tree]
+
+
+CAR_COLOURS = np.array(
+    [
+        (0.62, 0.62, 0.63),
+        (0.75, 0.75, 0.74),
+        (0.03, 0.03, 0.035),
+        (0.30, 0.31, 0.33),
+        (0.42, 0.03, 0.03),
+        (0.04, 0.10, 0.34),
+        (0.10, 0.20, 0.12),
+        (0.45, 0.36, 0.20),
+    ]
+)
+
+
+def plan_furniture(
+    graph: StreetGraph,
+    blocks: "list[Block]",
+    buildings: list[Building],
+    road: shapely.MultiPolygon,
+    river: shapely.Polygon,
+    drives_on_left: bool,
+    rng: np.random.Generator,
+) -> Furniture:
+    """Choose a place for every pole and tree; poles stand on the sidewalk, 0.6 m behind the kerb."""
+    poles: list[Pole] = []
+    trees: list[Tree] = []
+    for number, street in enumerate(graph.streets):
+        start = graph.nodes[street.a]
+        direction = graph.direction(number, street.a)
+        left = np.array([-direction[1], direction[0]])
+        length = graph.length(number)
+        first = graph.setback(number, street.a) + 3.5
+        last = length - graph.setback(number, street.b) - 3.5
+        wired = street.kind == "residential" and rng.random() < 0.45
+        leafy = rng.random() < 0.5
+        spacing = rng.uniform(24, 36)
+        side = rng.choice([-1, 1])
+        both = street.lanes > 1
+        s = first + rng.uniform(1, 8)
+        while s < last:
+            for lit in (-1, 1) if both else (side,):
+                xy = start + direction * s + left * lit * (street.width / 2 + 0.6)
+                facing = float(np.arctan2(*(-left * lit)[::-1]))
+                kind = "utility_pole" if wired else "street_lamp"
+                poles.append(Pole(kind, tuple(xy.tolist()), facing, float(rng.random()), number))
+            side = -side if not wired else side
+            s += spacing * rng.uniform(0.85, 1.15)
+        if leafy and street.district:
+            for lit in (-1, 1):
+                for s in np.arange(first + 4, last - 2, rng.uniform(9, 16)):
+                    xy = start + direction * (s + rng.uniform(-1, 1)) + left * lit * (street.width / 2 + 1.1)
+                    if min((np.hypot(*(xy - p.xy)) for p in poles[-24:]), default=9.0) > 2.0:
+                        trees.append(_tree(xy, rng, 4.0, 7.5))
+        for node in (street.a, street.b):
+            _add_junction_pole(poles, graph, number, node, drives_on_left, rng)
+    for block in blocks:
+        count = rng.poisson(block.polygon.area / (110.0 if block.park else 420.0))
+        for xy in _scatter(block.polygon, count, rng):
+            trees.append(_tree(xy, rng, 4.0, 11.0))
+        if rng.random() < 0.35:
+            anchor = block.polygon.exterior.interpolate(rng.random(), normalized=True)
+            inside = np.asarray(block.polygon.representative_point().coords[0]) - anchor.coords[0]
+            xy = np.asarray(anchor.coords[0]) + inside / max(np.hypot(*inside), 1e-6) * 1.2
+            poles.append(Pole("flagpole", tuple(xy.tolist()), 0.0, float(rng.random()), -1))
+    everything = shapely.union_all([b.footprint for b in buildings]).buffer(0.9)
+    everything = shapely.union_all([everything, road.buffer(0.3), river])
+    shapely.prepare(everything)
+    trees = [tree for tree in trees if not everything.contains(shapely.Point(tree.xy))]
+    walls = shapely.union_all([b.footprint for b in buildings]).buffer(0.25)
+    blocked = shapely.union_all([walls, road.buffer(0.25)])
+    shapely.prepare(blocked)
+    poles = [pole for pole in poles if not blocked.contains(shapely.Point(pole.xy))]
+    return Furniture(poles, trees + _belt_trees(graph, road, everything, rng))
+
+
+def _tree(xy: np.ndarray, rng: np.random.Generator, low: float, high: float) -> Tree:
+    return Tree(tuple(np.asarray(xy).tolist()), float(rng.uniform(low, high)), int(rng.integers(1 << 30)))
+
+
+def _scatter(area: shapely.Polygon, count: int, rng: np.random.Generator) -> np.ndarray:
+    lower, upper = np.array(area.bounds[:2]), np.array(area.bounds[2:])
+    xy = lower + rng.random((count * 2 + 2, 2)) * (upper - lower)
+    return xy[shapely.contains_xy(area, xy)][:count]
+
+
+def _belt_trees(
+    graph: StreetGraph, road: shapely.MultiPolygon, everything: shapely.Geometry, rng: np.random.Generator
+) -> list[Tree]:
+    """Woods between and around the districts, behind the houses of the ring roads."""
+    near = road.buffer(130.0)
+    lines = [graph.line(street) for street in graph.streets if street.district]
+    inside = shapely.union_all(shapely.get_parts(shapely.polygonize(lines))).buffer(42.0)
+    area = near.difference(inside.union(road.buffer(5.0)))
+    shapely.prepare(area)
+    count = int(area.area / 260)
+    lower, upper = np.array(area.bounds[:2]), np.array(area.bounds[2:])
+    xy = lower + rng.random((count * 2, 2)) * (upper - lower)
+    keep = shapely.contains_xy(area, xy) & ~shapely.contains_xy(everything, xy)
+    return [_tree(p, rng, 6.0, 13.0) for p in xy[keep][:count]]
+
+
+def _add_junction_pole(
+    poles: list[Pole],
+    graph: StreetGraph,
+    number: int,
+    node: int,
+    drives_on_left: bool,
+    rng: np.random.Generator,
+) -> None:
+    """A signal at the big junctions, a stop sign where a small street meets a bigger one."""
+    street = graph.streets[number]
+    incident = [graph.streets[n] for n in graph.incident[node]]
+    if len(incident) < 3 or street.district == "":
+        return
+    major = sum(s.kind in ("primary", "secondary") for s in incident)
+    signals = major >= 3 or (major >= 2 and len(incident) >= 4)
+    if not signals and (street.kind in ("primary", "secondary") or rng.random() < 0.25):
+        return
+    away = graph.direction(number, node)
+    left = np.array([-away[1], away[0]])
+    # Seen from a driver who comes towards the node, his own kerb: right of -away is left of away.
+    own_side = left if not drives_on_left else -left
+    distance = graph.setback(number, node) + (2.4 if signals else 3.2)
+    xy = graph.nodes[node] + away * distance + own_side * (street.width / 2 + 0.6)
+    kind = "traffic_signals" if signals else "stop"
+    poles.append(
+        Pole(kind, tuple(xy.tolist()), float(np.arctan2(away[1], away[0])), float(rng.random()), number)
+    )
+
+
+def park_cars(
+    graph: StreetGraph,
+    crossings: list[shapely.Polygon],
+    path: np.ndarray,
+    rng: np.random.Generator,
+) -> list[Car]:
+    """Cars at the kerbs of one date. Those on the driven path (n, 2) or on a crossing are left out."""
+    cars = []
+    lane = shapely.LineString(path).buffer(2.05)
+    blocked = shapely.union_all([lane, *crossings]) if crossings else lane
+    shapely.prepare(blocked)
+    for number, street in enumerate(graph.streets):
+        if street.district == "" or street.width < 7.0:
+            continue
+        start = graph.nodes[street.a]
+        direction = graph.direction(number, street.a)
+        left = np.array([-direction[1], direction[0]])
+        first = graph.setback(number, street.a) + 12
+        last = graph.length(number) - graph.setback(number, street.b) - 12
+        share = rng.choice([0.0, 0.25, 0.6]) if street.lanes == 1 else 0.15
+        for side in (-1, 1):
+            s = first
+            while s < last:
+                length, width, height = rng.normal(4.5, 0.35), rng.normal(1.82, 0.08), rng.normal(1.55, 0.15)
+                centre = (
+                    start + direction * (s + length / 2) + left * side * (street.width / 2 - width / 2 - 0.25)
+                )
+                taken = rng.random() < share
+                variant, tone, turn = rng.integers(len(CAR_COLOURS)), rng.uniform(0.8, 1.2), rng.random()
+                s += length + rng.uniform(0.9, 3.0)
+                if not taken or blocked.contains(shapely.Point(centre)):
+                    continue
+                along = direction if turn < 0.9 else -direction
+                yaw = float(np.arctan2(along[1], along[0]) + rng.normal(0, 0.02))
+                colour = tuple(float(c) for c in np.clip(CAR_COLOURS[variant] * tone, 0.01, 0.9))
+                cars.append(
+                    Car(tuple(centre.tolist()), yaw, (float(length), float(width), float(height)), colour)
+                )
+    return cars
+
+
+def add_furniture(builder: MeshBuilder, furniture: Furniture, ground: float) -> None:
+    """Put poles and trees into the mesh."""
+    shapes = {
+        "street_lamp": _add_lamp,
+        "traffic_signals": _add_signal,
+        "stop": _add_stop_sign,
+        "utility_pole": _add_utility_pole,
+        "flagpole": _add_flagpole,
+    }
+    for pole in furniture.poles:
+        shapes[pole.kind](builder, pole, ground)
+    for tree in furniture.trees:
+        _add_tree(builder, tree)
+
+
+def _at(pole: Pole, forward: float, left: float, z: float) -> np.ndarray:
+    cos, sin = np.cos(pole.facing), np.sin(pole.facing)
+    return np.array([pole.xy[0] + cos * forward - sin * left, pole.xy[1] + sin * forward + cos * left, z])
+
+
+def _add_lamp(builder: MeshBuilder, pole: Pole, ground: float) -> None:
+    height = 7.0 + 2.0 * pole.variant
+    colour = ((0.30, 0.31, 0.32), (0.06, 0.09, 0.08), (0.48, 0.48, 0.47))[int(pole.variant * 3)]
+    builder.add(prism(np.array(pole.xy), 0.11, ground, height, taper=0.6), Material.PLAIN, colour)
+    builder.add(prism(np.array(pole.xy), 0.17, ground, ground + 0.9), Material.PLAIN, colour)
+    builder.add(
+        box(_at(pole, 0.9, 0, height - 0.05), np.array([1.8, 0.08, 0.08]), pole.facing),
+        Material.PLAIN,
+        colour,
+    )
+    builder.add(
+        box(_at(pole, 1.7, 0, height - 0.1), np.array([0.7, 0.26, 0.13]), pole.facing),
+        Material.PLAIN,
+        (0.75, 0.74, 0.68),
+    )
+
+
+def _add_signal(builder: MeshBuilder, pole: Pole, ground: float) -> None:
+    dark, grey = (0.03, 0.03, 0.03), (0.22, 0.23, 0.22)
+    builder.add(prism(np.array(pole.xy), 0.12, ground, 5.6), Material.PLAIN, grey)
+    # The arm reaches over the lane; the heads look along `facing`, at the cars that come.
+    for z, left in ((3.0, 0.0), (5.3, -2.6)):
+        builder.add(
+            box(_at(pole, 0.18, left, z), np.array([0.22, 0.42, 1.15]), pole.facing), Material.PLAIN, dark
+        )
+        for k, lamp in enumerate(((0.75, 0.03, 0.02), (0.55, 0.32, 0.02), (0.02, 0.55, 0.2))):
+            centre = _at(pole, 0.31, left, z + 0.36 - 0.36 * k)
+            builder.add(box(centre, np.array([0.06, 0.24, 0.24]), pole.facing), Material.PLAIN, lamp)
+    builder.add(box(_at(pole, 0, -1.4, 5.45), np.array([0.1, 2.8, 0.1]), pole.facing), Material.PLAIN, grey)
+
+
+def _add_stop_sign(builder: MeshBuilder, pole: Pole, ground: float) -> None:
+    builder.add(prism(np.array(pole.xy), 0.06, ground, 2.9), Material.PLAIN, (0.45, 0.45, 0.45))
+    angle = np.pi / 8 + np.arange(9) * np.pi / 4
+    rim = np.array([_at(pole, 0.09, 0.42 * np.cos(a), 2.6 + 0.42 * np.sin(a)) for a in angle])
+    middle = np.broadcast_to(_at(pole, 0.09, 0, 2.6), (8, 3))
+    builder.add(np.stack([middle, rim[:-1], rim[1:]], 1), Material.PLAIN, (0.55, 0.02, 0.03))
+    stripe = box(_at(pole, 0.1, 0, 2.6), np.array([0.03, 0.6, 0.16]), pole.facing)
+    builder.add(stripe, Material.PLAIN, (0.8, 0.8, 0.8))
+
+
+def _add_utility_pole(builder: MeshBuilder, pole: Pole, ground: float) -> None:
+    wood = np.array([0.20, 0.13, 0.08]) * (0.8 + 0.5 * pole.variant)
+    height = 8.5 + 1.5 * pole.variant
+    builder.add(prism(np.array(pole.xy), 0.17, ground, height, taper=0.7), Material.PLAIN, wood)
+    for drop in (0.4, 1.3):
+        builder.add(
+            box(_at(pole, 0, 0, height - drop), np.array([2.2, 0.12, 0.14]), pole.facing),
+            Material.PLAIN,
+            wood,
+        )
+
+
+def _add_flagpole(builder: MeshBuilder, pole: Pole, ground: float) -> None:
+    height = 8.0 + 4.0 * pole.variant
+    builder.add(prism(np.array(pole.xy), 0.09, ground, height, taper=0.5), Material.PLAIN, (0.78, 0.78, 0.78))
+    hue = pole.variant * 6.0
+    colour = np.clip([abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)], 0.05, 0.7)
+    builder.add(
+        box(_at(pole, 0.9, 0, height - 0.8), np.array([1.7, 0.03, 1.1]), pole.facing), Material.PLAIN, colour
+    )
+
+
+def _blob() -> tuple[np.ndarray, np.ndarray]:
+    """A once-subdivided octahedron → unit vertices (18, 3) and faces (32, 3)."""
+    vertices = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+    faces = [(0, 2, 4), (2, 1, 4), (1, 3, 4), (3, 0, 4), (2, 0, 5), (1, 2, 5), (3, 1, 5), (0, 3, 5)]
+    middles: dict[tuple[int, int], int] = {}
+    points = [np.array(v, np.float64) for v in vertices]
+
+    def middle(a: int, b: int) -> int:
+        key = (min(a, b), max(a, b))
+        if key not in middles:
+            middles[key] = len(points)
+            point = points[a] + points[b]
+            points.append(point / np.linalg.norm(point))
+        return middles[key]
+
+    fine = []
+    for a, b, c in faces:
+        ab, bc, ca = middle(a, b), middle(b, c), middle(c, a)
+        fine += [(a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)]
+    return np.array(points), np.array(fine)
+
+
+_BLOB_VERTICES, _BLOB_FACES = _blob()
+
+
+def _add_tree(builder: MeshBuilder, tree: Tree) -> None:
+    rng = np.random.default_rng(tree.seed)
+    xy = np.array(tree.xy)
+    radius = tree.height * rng.uniform(0.22, 0.34)
+    bark = np.array([0.15, 0.10, 0.065]) * rng.uniform(0.7, 1.4)
+    builder.add(prism(xy, 0.05 + 0.017 * tree.height, 0.0, tree.height * 0.55, 5, 0.7), Material.PLAIN, bark)
+    leaf = np.array([0.08, 0.17, 0.04]) * rng.uniform(0.6, 1.5) * rng.uniform(0.8, 1.2, 3)
+    crown = _BLOB_VERTICES * rng.uniform(0.8, 1.15, (len(_BLOB_VERTICES), 1))
+    crown = crown * [radius, radius, tree.height * 0.36] + [*xy, tree.height * 0.64]
+    builder.add(crown[_BLOB_FACES], Material.FOLIAGE, leaf)
+
+
+def add_cars(builder: MeshBuilder, cars: list[Car]) -> None:
+    """Put parked cars into the mesh; the instance of a triangle is the number of its car."""
+    for number, car in enumerate(cars):
+        length, width, height = car.size
+        forward = np.array([np.cos(car.yaw), np.sin(car.yaw)])
+        side = np.array([-forward[1], forward[0]])
+
+        def put(
+            along: float, across: float, z: float, size, colour, top=(1.0, 1.0), car=car, n=number
+        ) -> None:
+            centre = np.append(np.array(car.xy) + forward * along + side * across, z)  # noqa: B023
+            builder.add(box(centre, np.array(size), car.yaw, top), Material.PLAIN, colour, instance=n)
+
+        body = 0.5 * (height - 0.25)
+        put(0, 0, 0.25 + body / 2, (length, width, body), car.colour)
+        cabin = height - 0.25 - body
+        put(
+            -0.05 * length,
+            0,
+            0.25 + body + cabin / 2,
+            (0.62 * length, width * 0.94, cabin),
+            (0.04, 0.05, 0.06),
+            (0.7, 0.85),
+        )
+        put(-0.05 * length, 0, height, (0.42 * length, width * 0.78, 0.04), car.colour)
+        for along in (-0.31, 0.31):
+            for across in (-0.46, 0.46):
+                put(along * length, across * width, 0.31, (0.62, 0.2, 0.62), (0.015, 0.015, 0.015))
+        for across in (-0.36, 0.36):
+            put(length / 2, across * width, 0.62, (0.05, 0.3, 0.14), (0.8, 0.8, 0.75))
+            put(-length / 2, across * width, 0.66, (0.05, 0.3, 0.16), (0.45, 0.02, 0.02))

@@ -1,0 +1,190 @@
+"""`python -m data_prep city`: make the built-in city and write it in the formats of real datasets."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.city.drives import Log, Scene, plan_logs
+from data_prep.city.furniture import Car
+from data_prep.city.recording import Box, instruments, record_scene
+from data_prep.city.sizes import SIZES
+from data_prep.city.world import World, build_world
+from data_prep.city.write_nuscenes import TableWriter, make_folders, write_map
+from data_prep.city.write_osm import write_osm
+
+CITY_VERSION = 1  # raise it with every change that alters a byte of what is written
+FORMATS = ("nuscenes", "osm")
+MARKER = "BUILT-IN-CITY.json"
+UNFINISHED = ".city-unfinished"
+
+
+class CityError(Exception):
+    """The city cannot be written as asked; the message says why and what to do."""
+
+
+def main(argv: list[str]) -> None:
+    """Command line of `python -m data_prep city`."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep city", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write nuscenes/ and osm/ into")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="see data_prep/city/sizes.py")
+    parser.add_argument(
+        "--formats", default=",".join(FORMATS), help="comma-separated, of: " + ", ".join(FORMATS)
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another city")
+    parser.add_argument("--workers", type=int, default=None, help="processes; default: one per usable core")
+    arguments = parser.parse_args(argv)
+    formats = tuple(arguments.formats.split(","))
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        parser.error(f"unknown format {', '.join(unknown)}; known are {', '.join(FORMATS)}")
+    if arguments.seed < 0:
+        parser.error(f"--seed must not be negative, it is {arguments.seed}")
+    workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
+    if workers < 1:
+        parser.error(f"--workers must be at least 1, it is {workers}")
+    try:
+        generate(arguments.out, arguments.size, formats, arguments.seed, workers)
+    except CityError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, workers: int) -> None:
+    """Write the city to `out`, format by format, each renamed into place when whole.
+
+    A format that is there already is left alone when it was made with the same settings; CityError when it was not, or
+    when the folder was not made by the city.
+    """
+    settings = {"city_version": CITY_VERSION, "size": size_name, "seed": seed, **asdict(SIZES[size_name])}
+    settings = json.loads(json.dumps(settings))
+    missing = [name for name in formats if not _finished(out / name, settings)]
+    for name in formats:
+        if name not in missing:
+            print(f"{out / name}: already there, made with the same settings")
+    if not missing:
+        return
+    started = time.monotonic()
+    partial = out / UNFINISHED
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        _write(partial, missing, size_name, seed, workers)
+        for name in missing:
+            marker = {
+                "what": "the built-in city of placerec_jax: generated, not recorded. No figure from it is a figure on "
+                f"{_REAL_NAME[name]}.",
+                "format": name,
+                "settings": settings,
+            }
+            (partial / name / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
+            (partial / name).rename(out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(
+        f"{out}: wrote {', '.join(missing)} of the city {size_name!r} in {time.monotonic() - started:.0f} s"
+    )
+
+
+_REAL_NAME = {"nuscenes": "nuScenes", "osm": "OpenStreetMap"}
+
+
+def _finished(folder: Path, settings: dict) -> bool:
+    """Whether `folder` holds this very city. CityError when it holds something else."""
+    if not folder.exists():
+        return False
+    marker = folder / MARKER
+    if not marker.exists():
+        raise CityError(
+            f"{folder} exists and has no {MARKER}: it was not made by the city and is left alone. "
+            "Choose another --out, or remove the folder yourself."
+        )
+    try:
+        found = json.loads(marker.read_text())["settings"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise CityError(f"{marker} cannot be read ({error!r}). Remove {folder} and run again.") from error
+    if found != settings:
+        changed = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
+        difference = "; ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} asked" for k in changed)
+        raise CityError(
+            f"{folder} holds a city made with other settings ({difference}). Choose another --out, or remove the folder."
+        )
+    return True
+
+
+def plan(size_name: str, seed: int) -> Iterator[tuple[World, list[Log]]]:
+    """Every town of a size with its drives, in order."""
+    taken = {"train": 0, "val": 0, "test": 0}
+    for location in SIZES[size_name].locations:
+        world = build_world(location, SIZES[size_name], seed)
+        yield world, plan_logs(world, SIZES[size_name], seed, taken)
+
+
+def _write(root: Path, formats: list[str], size_name: str, seed: int, workers: int) -> None:
+    towns = list(plan(size_name, seed))
+    if "osm" in formats:
+        (root / "osm").mkdir()
+        for world, _ in towns:
+            write_osm(root / "osm" / f"{world.location}.osm", world)
+    if "nuscenes" in formats:
+        _write_nuscenes(root / "nuscenes", towns, size_name, seed, workers)
+
+
+def _write_nuscenes(
+    root: Path, towns: list[tuple[World, list[Log]]], size_name: str, seed: int, workers: int
+) -> None:
+    make_folders(root)
+    tasks = [(log, scene) for _, logs in towns for log in logs for scene in log.scenes]
+    recorded: dict[str, tuple[list[Car], list[list[Box]]]] = {}
+    total = sum(scene.keyframes for _, scene in tasks)
+    with tqdm(total=total, unit="keyframe", desc=f"city {size_name}") as bar:
+        # The first progress shows before the first scene is whole: the maps are written while the workers start.
+        results = _recorded(root, tasks, size_name, seed, workers)
+        for scene, result in results:
+            recorded[scene.name] = result
+            bar.update(scene.keyframes)
+    tables = TableWriter()
+    for world, logs in towns:
+        write_map(root, world)
+        tables.add_location(world.location, logs)
+        for log in logs:
+            own = instruments(world, log, size_name, seed)
+            tables.add_log(log, own)
+            for scene in log.scenes:
+                tables.add_scene(log, scene, own, *recorded[scene.name], seed)
+    tables.write(root)
+
+
+def _recorded(
+    root: Path, tasks: list[tuple[Log, Scene]], size_name: str, seed: int, workers: int
+) -> Iterator[tuple[Scene, tuple[list[Car], list[list[Box]]]]]:
+    """Record all scenes, in this process or in several; each scene's files are the same either way."""
+    if workers == 1:
+        for log, scene in tasks:
+            yield scene, record_scene(root, log, scene, size_name, seed)
+        return
+    # Spawned, not forked: Embree and OpenCV may have started threads here, which a fork would lose.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        futures = {
+            pool.submit(record_scene, root, log, scene, size_name, seed): scene for log, scene in tasks
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

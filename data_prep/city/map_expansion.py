@@ -1,0 +1,294 @@
+"""The nuScenes map of a town: the map-expansion JSON (version 1.3) and the mask of road and sidewalk."""
+
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import shapely
+
+from data_prep.city.mesh import polygons
+from data_prep.city.world import World
+from data_prep.geodesy import SIZES as MAP_SIZES
+
+MASK_METRES = 0.1  # per pixel; the devkit knows no other resolution
+
+
+def token(*parts: object) -> str:
+    """32 hexadecimal digits that depend on the parts only."""
+    return hashlib.md5("/".join(str(part) for part in parts).encode(), usedforsecurity=False).hexdigest()
+
+
+class _Layers:
+    """Collects nodes, lines and polygons and gives each its token."""
+
+    def __init__(self, location: str):
+        self.location = location
+        self.node: list[dict] = []
+        self.line: list[dict] = []
+        self.polygon: list[dict] = []
+
+    def _nodes(self, xy: np.ndarray) -> list[str]:
+        tokens = []
+        for x, y in np.asarray(xy).tolist():
+            tokens.append(token(self.location, "node", len(self.node)))
+            self.node.append({"token": tokens[-1], "x": x, "y": y})
+        return tokens
+
+    def add_line(self, xy: np.ndarray) -> str:
+        name = token(self.location, "line", len(self.line))
+        self.line.append({"token": name, "node_tokens": self._nodes(xy)})
+        return name
+
+    def add_polygon(self, polygon: shapely.Polygon) -> str:
+        name = token(self.location, "polygon", len(self.polygon))
+        rings = [shapely.get_coordinates(ring)[:-1] for ring in (polygon.exterior, *polygon.interiors)]
+        tokens = [self._nodes(ring) for ring in rings]
+        holes = [{"node_tokens": ring} for ring in tokens[1:]]
+        self.polygon.append({"token": name, "exterior_node_tokens": tokens[0], "holes": holes})
+        return name
+
+    def node_tokens(self, line: str) -> list[str]:
+        return next(record["node_tokens"] for record in reversed(self.line) if record["token"] == line)
+
+
+def expansion(world: World) -> dict:
+    """The map-expansion JSON of one town, with every layer that the devkit loads.
+
+    `drivable_area` is exactly the surface that is rendered as road. Lanes end before junctions; there are no lane
+    connectors, so `connectivity` says that no lane leads into another.
+    """
+    layers = _Layers(world.location)
+    named = lambda *parts: token(world.location, *parts)  # noqa: E731
+    area = {
+        "token": named("drivable_area"),
+        "polygon_tokens": [layers.add_polygon(p) for p in polygons(world.road)],
+    }
+    segments, road_blocks, lanes, road_dividers, lane_dividers = [], [], [], [], []
+    arclines, connectivity = {}, {}
+    graph = world.graph
+    for number, street in enumerate(graph.streets):
+        direction = graph.direction(number, street.a)
+        left = np.array([-direction[1], direction[0]])
+        start = graph.nodes[street.a] + direction * graph.setback(number, street.a)
+        end = graph.nodes[street.b] - direction * graph.setback(number, street.b)
+        if (end - start) @ direction < 2.0:
+            continue
+        half = left * street.width / 2
+        segment = named("road_segment", number)
+        polygon = shapely.Polygon([start - half, end - half, end + half, start + half])
+        segments.append(
+            {
+                "token": segment,
+                "polygon_token": layers.add_polygon(polygon),
+                "is_intersection": False,
+                "drivable_area_token": area["token"],
+            }
+        )
+        road_dividers.append(
+            {
+                "token": named("road_divider", number),
+                "line_token": layers.add_line(np.stack([start, end])),
+                "road_segment_token": segment,
+            }
+        )
+        for side in (-1, 1):  # right and left of a → b
+            along = side if world.drives_on_left else -side
+            first, last = (start, end) if along > 0 else (end, start)
+            block = named("road_block", number, side)
+            edge = half * side
+            road_blocks.append(
+                {
+                    "token": block,
+                    "polygon_token": layers.add_polygon(
+                        shapely.Polygon([first, last, last + edge, first + edge])
+                    ),
+                    "from_edge_line_token": layers.add_line(np.stack([first, first + edge])),
+                    "to_edge_line_token": layers.add_line(np.stack([last, last + edge])),
+                    "road_segment_token": segment,
+                }
+            )
+            for lane in range(street.lanes):
+                inner, outer = edge * lane / street.lanes, edge * (lane + 1) / street.lanes
+                name = named("lane", number, side, lane)
+                borders = [
+                    layers.add_line(np.stack([first + shift, last + shift])) for shift in (inner, outer)
+                ]
+                dividers = [
+                    [{"node_token": node, "segment_type": kind} for node in layers.node_tokens(border)]
+                    for border, kind in zip(borders, ("DOUBLE_DASHED_WHITE", "NIL"), strict=True)
+                ]
+                if world.drives_on_left:
+                    dividers.reverse()
+                lanes.append(
+                    {
+                        "token": name,
+                        "polygon_token": layers.add_polygon(
+                            shapely.Polygon([first + inner, last + inner, last + outer, first + outer])
+                        ),
+                        "lane_type": "CAR",
+                        "from_edge_line_token": layers.add_line(np.stack([first + inner, first + outer])),
+                        "to_edge_line_token": layers.add_line(np.stack([last + inner, last + outer])),
+                        "left_lane_divider_segments": dividers[0],
+                        "right_lane_divider_segments": dividers[1],
+                    }
+                )
+                if lane > 0:
+                    lane_dividers.append(
+                        {
+                            "token": named("lane_divider", number, side, lane),
+                            "line_token": borders[0],
+                            "lane_divider_segments": dividers[1 if world.drives_on_left else 0],
+                        }
+                    )
+                connectivity[name] = {"incoming": [], "outgoing": []}
+                arclines[name] = [_straight_path((first + (inner + outer) / 2), (last + (inner + outer) / 2))]
+    by_street = dict(enumerate(graph.streets))
+    lights = []
+    for number, pole in enumerate(world.furniture.poles):
+        if pole.kind == "traffic_signals":
+            x, y = pole.xy
+            toward = np.array([np.cos(pole.facing), np.sin(pole.facing)])
+            record = {
+                "token": named("traffic_light", number),
+                "line_token": layers.add_line(np.array([[x, y], np.array([x, y]) + toward])),
+                "traffic_light_type": "VERTICAL",
+                "from_road_block_token": named("road_block", pole.street, -1),
+                "items": [
+                    {
+                        "color": colour,
+                        "shape": "CIRCLE",
+                        "rel_pos": {"tx": 0.3, "ty": 0.0, "tz": z},
+                        "to_road_block_tokens": [],
+                    }
+                    for colour, z in (("RED", 0.36), ("YELLOW", 0.0), ("GREEN", -0.36))
+                ],
+                "pose": {"tx": x, "ty": y, "tz": 3.0, "rx": 0.0, "ry": 0.0, "rz": pole.facing},
+            }
+            lights.append((pole.street, pole.xy, record))
+    stop_lines = []
+    for number, (street, node, polygon) in enumerate(world.stop_lines):
+        middle = np.array(polygon.centroid.coords[0])
+        controlling = [r["token"] for s, xy, r in lights if s == street and np.hypot(*(middle - xy)) < 25]
+        stop_lines.append(
+            {
+                "token": named("stop_line", number),
+                "polygon_token": layers.add_polygon(polygon),
+                "stop_line_type": "TRAFFIC_LIGHT" if controlling else "STOP_SIGN",
+                "ped_crossing_tokens": [],
+                "traffic_light_tokens": controlling,
+                "road_block_token": named("road_block", street, -1),
+            }
+        )
+    del by_street
+    return {
+        "version": "1.3",
+        "canvas_edge": list(MAP_SIZES[world.location]),
+        "drivable_area": [area],
+        "road_segment": segments + _intersections(world, layers, area["token"]),
+        "road_block": road_blocks,
+        "lane": lanes,
+        "lane_connector": [],
+        "ped_crossing": [
+            {
+                "token": named("ped_crossing", number),
+                "polygon_token": layers.add_polygon(polygon),
+                "road_segment_token": "",
+            }
+            for number, polygon in enumerate(world.crossings)
+        ],
+        "walkway": [
+            {"token": named("walkway", number), "polygon_token": layers.add_polygon(polygon)}
+            for number, polygon in enumerate(polygons(world.sidewalk))
+        ],
+        "stop_line": stop_lines,
+        "carpark_area": [],
+        "road_divider": road_dividers,
+        "lane_divider": lane_dividers,
+        "traffic_light": [record for _, _, record in lights],
+        "connectivity": connectivity,
+        "arcline_path_3": arclines,
+        "node": layers.node,
+        "line": layers.line,
+        "polygon": layers.polygon,
+    }
+
+
+def _straight_path(start: np.ndarray, end: np.ndarray) -> dict:
+    yaw = float(np.arctan2(*(end - start)[::-1]))
+    length = float(np.hypot(*(end - start)))
+    return {
+        "start_pose": [*start.tolist(), yaw],
+        "end_pose": [*end.tolist(), yaw],
+        "shape": "LSR",
+        "radius": 999.999,
+        "segment_length": [0.0, length, 0.0],
+    }
+
+
+def _intersections(world: World, layers: _Layers, area: str) -> list[dict]:
+    """The road surface of each junction, as road segments that are intersections."""
+    graph = world.graph
+    records = []
+    for node, incident in enumerate(graph.incident):
+        if len(incident) < 3:
+            continue
+        arms = []
+        for number in incident:
+            away = graph.direction(number, node)
+            left = np.array([-away[1], away[0]]) * graph.streets[number].width / 2
+            reach = graph.nodes[node] + away * graph.setback(number, node)
+            arms += [reach + left, reach - left]
+        hull = shapely.MultiPoint(np.array(arms)).convex_hull
+        for part, polygon in enumerate(polygons(hull.intersection(world.road))):
+            records.append(
+                {
+                    "token": token(world.location, "intersection", node, part),
+                    "polygon_token": layers.add_polygon(polygon),
+                    "is_intersection": True,
+                    "drivable_area_token": area,
+                }
+            )
+    return records
+
+
+def write_mask(path: Path, world: World) -> None:
+    """Write the semantic prior: a grey PNG of the whole map at 0.1 m, 255 on road and sidewalk, north up.
+
+    The picture has hundreds of millions of pixels, so it is drawn and compressed in bands of rows.
+    """
+    width, height = (round(edge / MASK_METRES) for edge in MAP_SIZES[world.location])
+    surface = polygons(world.road.union(world.sidewalk))
+    rings = []
+    for polygon in surface:
+        for ring in (polygon.exterior, *polygon.interiors):
+            xy = shapely.get_coordinates(ring)
+            rings.append(np.stack([xy[:, 0] / MASK_METRES, height - xy[:, 1] / MASK_METRES], 1))
+    top = int(min(ring[:, 1].min() for ring in rings)) - 1
+    bottom = int(max(ring[:, 1].max() for ring in rings)) + 2
+    rows = 512
+    compressor = zlib.compressobj(1)
+    empty = bytes((width + 1) * rows)  # every row starts with filter type 0
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        for first in range(0, height, rows):
+            count = min(rows, height - first)
+            if first + count <= top or first >= bottom:
+                data = empty[: (width + 1) * count]
+            else:
+                band = np.zeros((count, width), np.uint8)
+                # fillPoly counts crossings: rings inside rings come out as holes. 1/16 pixel steps.
+                moved = [np.round((ring - [0.5, first + 0.5]) * 16).astype(np.int32) for ring in rings]
+                cv2.fillPoly(band, moved, 255, shift=4)
+                data = np.concatenate([np.zeros((count, 1), np.uint8), band], axis=1).tobytes()
+            _write_chunk(file, b"IDAT", compressor.compress(data))
+        _write_chunk(file, b"IDAT", compressor.flush())
+        _write_chunk(file, b"IEND", b"")
+
+
+def _write_chunk(file, kind: bytes, data: bytes) -> None:
+    if data or kind == b"IEND":
+        file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))

@@ -1,0 +1,199 @@
+"""The vehicle's sensors: six cameras and a 32-beam LiDAR, mounted and calibrated like those of nuScenes.
+
+Every ray is cast by Embree. Camera frames: z forward, x right, y down. A pixel (column i, row j) covers the square from
+(i, j) to (i + 1, j + 1), so that intrinsics scale with the image size; its ray goes through (i + 0.5, j + 0.5).
+LiDAR frame: x right, y forward, z up, as in nuScenes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+
+from data_prep.city.mesh import Material, Mesh
+
+REFERENCE_SIZE = (1600, 900)  # pixels: the image size that the intrinsics below belong to
+
+
+class _Mount(NamedTuple):
+    focal: float
+    centre: tuple[float, float]
+    position: tuple[float, float, float]  # in the ego frame
+    yaw: float  # degrees, left positive
+    delay: float  # seconds of the exposure before the end of the LiDAR's sweep
+
+
+# Order and delays follow the sweep of the LiDAR past the cameras.
+CAMERAS: dict[str, _Mount] = {
+    "CAM_FRONT_LEFT": _Mount(1272.6, (826.6, 479.8), (1.52, 0.49, 1.51), 55.0, 0.043),
+    "CAM_FRONT": _Mount(1266.4, (816.3, 491.5), (1.70, 0.02, 1.51), 0.0, 0.035),
+    "CAM_FRONT_RIGHT": _Mount(1260.8, (808.0, 495.3), (1.55, -0.49, 1.50), -55.0, 0.027),
+    "CAM_BACK_RIGHT": _Mount(1259.5, (807.3, 501.2), (1.01, -0.48, 1.56), -110.0, 0.019),
+    "CAM_BACK": _Mount(809.2, (829.2, 481.8), (0.03, 0.0, 1.58), 180.0, 0.010),
+    "CAM_BACK_LEFT": _Mount(1256.7, (792.1, 492.8), (1.04, 0.48, 1.59), 110.0, 0.001),
+}
+LIDAR_POSITION = (0.94, 0.0, 1.84)
+LIDAR_ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, 32))
+LIDAR_RANGE = 80.0  # m
+LIDAR_NOISE = 0.015  # m, standard deviation of a range
+LIDAR_LOSS = 0.03  # share of returns that are lost
+
+_REFLECTIVITY = {
+    Material.ASPHALT: 12,
+    Material.KERB: 30,
+    Material.PAVING: 26,
+    Material.GRASS: 18,
+    Material.GRAVEL: 24,
+    Material.WATER: 1,
+    Material.MARKING: 75,
+    Material.FACADE: 34,
+    Material.ROOF: 22,
+    Material.PLAIN: 40,
+    Material.FOLIAGE: 16,
+}
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One calibrated camera."""
+
+    channel: str
+    intrinsics: np.ndarray  # (3, 3), of the stored image
+    ego_T_camera: np.ndarray  # (4, 4)
+    delay: float  # s before the LiDAR's timestamp
+    size: tuple[int, int]  # width, height
+
+    def rays(self) -> np.ndarray:
+        """(height · width, 3) unit directions in the ego frame, row by row."""
+        width, height = self.size
+        u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        pixels = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3)
+        directions = pixels @ np.linalg.inv(self.intrinsics).T @ self.ego_T_camera[:3, :3].T
+        return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Rig:
+    """All sensors of one log."""
+
+    cameras: list[Camera]
+    ego_T_lidar: np.ndarray  # (4, 4)
+
+
+def yaw_matrix(yaw: float) -> np.ndarray:
+    """(3, 3) rotation about z."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _small_rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """(3, 3) rotation by small normal angles about all three axes (Rodrigues)."""
+    vector = rng.normal(0, np.radians(degrees), 3)
+    angle = np.linalg.norm(vector)
+    x, y, z = vector / max(angle, 1e-12)
+    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * skew @ skew
+
+
+def make_rig(image_size: tuple[int, int], rng: np.random.Generator) -> Rig:
+    """The rig of one log: calibration differs a little between logs."""
+    scale = np.array(image_size) / REFERENCE_SIZE
+    optical = np.array(
+        [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+    )  # camera axes in a forward-looking ego
+    cameras = []
+    for channel, mount in CAMERAS.items():
+        focal = (mount.focal + rng.normal(0, 4)) * scale
+        centre = (np.array(mount.centre) + rng.normal(0, 6, 2)) * scale
+        intrinsics = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
+        pose = np.eye(4)
+        pose[:3, :3] = yaw_matrix(np.radians(mount.yaw)) @ _small_rotation(rng, 0.25) @ optical
+        pose[:3, 3] = np.array(mount.position) + rng.normal(0, 0.008, 3)
+        cameras.append(Camera(channel, intrinsics, pose, mount.delay, image_size))
+    lidar = np.eye(4)
+    lidar[:3, :3] = yaw_matrix(-np.pi / 2) @ _small_rotation(rng, 0.2)
+    lidar[:3, 3] = np.array(LIDAR_POSITION) + rng.normal(0, 0.008, 3)
+    return Rig(cameras, lidar)
+
+
+def ego_to_map(pose: np.ndarray) -> np.ndarray:
+    """(3,) x, y, yaw → (4, 4) map_T_ego; the ground is flat."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = yaw_matrix(pose[2])
+    matrix[:2, 3] = pose[:2]
+    return matrix
+
+
+class Hits(NamedTuple):
+    """The first triangle each ray meets."""
+
+    triangle: np.ndarray  # (N,) int32, -1 for none
+    distance: np.ndarray  # (N,) float32 metres
+
+
+class RayCaster:
+    """Embree over one mesh. Make it in the process that uses it: it cannot be sent to another."""
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self._scene = EmbreeScene()
+        self._geometry = TriangleMesh(self._scene, np.ascontiguousarray(mesh.triangles))
+
+    def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+        """Rays (N, 3), (N, 3) unit, float32, in the mesh's coordinates."""
+        answer = self._scene.run(origins, directions, output=1)
+        return Hits(answer["primID"], answer["tfar"])
+
+    def occluded(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """(N,) bool: whether anything lies along each ray."""
+        return self._scene.run(origins, directions, query="OCCLUDED") >= 0
+
+
+def camera_rays(rig: Rig, poses: list[np.ndarray], rays: list[np.ndarray], centre: np.ndarray) -> tuple:
+    """Origins and directions (N, 3) float32 of all cameras' pixels; `poses` are map_T_ego at each exposure."""
+    origins, directions = [], []
+    for camera, pose, ray in zip(rig.cameras, poses, rays, strict=True):
+        origin = (pose @ camera.ego_T_camera)[:3, 3] - np.append(centre, 0.0)
+        origins.append(np.broadcast_to(origin.astype(np.float32), ray.shape))
+        directions.append((ray @ pose[:3, :3].T).astype(np.float32))
+    return np.concatenate(origins), np.concatenate(directions)
+
+
+def lidar_directions(azimuths: int) -> tuple[np.ndarray, np.ndarray]:
+    """(32 · azimuths, 3) unit directions in the LiDAR frame and the ring number of each."""
+    azimuth = np.arange(azimuths) * (2 * np.pi / azimuths)
+    elevation = np.repeat(LIDAR_ELEVATIONS, azimuths)
+    azimuth = np.tile(azimuth, len(LIDAR_ELEVATIONS))
+    directions = np.stack(
+        [np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), np.sin(elevation)], 1
+    )
+    return directions, np.repeat(np.arange(len(LIDAR_ELEVATIONS)), azimuths)
+
+
+def scan(
+    caster: RayCaster,
+    map_T_lidar: np.ndarray,
+    directions: np.ndarray,
+    rings: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One LiDAR sweep, as if taken at one instant.
+
+    Returns (M, 5) float32 x, y, z, intensity, ring in the LiDAR frame, and the parked car each point is on (-1: none).
+    """
+    mesh = caster.mesh
+    origin = (map_T_lidar[:3, 3] - np.append(mesh.centre, 0.0)).astype(np.float32)
+    rays = (directions @ map_T_lidar[:3, :3].T).astype(np.float32)
+    hits = caster.cast(np.broadcast_to(origin, rays.shape).copy(), rays)
+    kept = (hits.triangle >= 0) & (hits.distance < LIDAR_RANGE) & (rng.random(len(rays)) > LIDAR_LOSS)
+    triangle = hits.triangle[kept]
+    distance = hits.distance[kept] + rng.normal(0, LIDAR_NOISE, triangle.shape)
+    reflectivity = np.zeros(len(Material))
+    for material, value in _REFLECTIVITY.items():
+        reflectivity[material] = value
+    intensity = reflectivity[mesh.material[triangle]] * rng.uniform(0.7, 1.3, triangle.shape)
+    points = directions[kept] * distance[:, None]
+    columns = [points, np.clip(np.round(intensity), 0, 255)[:, None], rings[kept][:, None]]
+    return np.concatenate(columns, 1).astype(np.float32), mesh.instance[triangle]

@@ -1,0 +1,77 @@
+"""The sizes of the built-in city."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DistrictSize:
+    """One district of every town: its extent (along, across) in metres and its keyframes per town."""
+
+    extent: tuple[float, float]
+    keyframes: int
+
+
+@dataclass(frozen=True)
+class CitySize:
+    """Everything that `--size` chooses."""
+
+    locations: tuple[str, ...]
+    districts: dict[str, DistrictSize]  # "train", "val", "test"
+    block_area: float  # m²
+    image_size: tuple[int, int]  # width, height
+    lidar_azimuths: int  # per turn, times 32 beams
+    scene_keyframes: int  # per scene, at 2 Hz
+
+
+_ALL_TOWNS = ("boston-seaport", "singapore-onenorth", "singapore-hollandvillage", "singapore-queenstown")
+
+SIZES: dict[str, CitySize] = {
+    "tiny": CitySize(
+        locations=("boston-seaport",),
+        districts={
+            "train": DistrictSize((170.0, 150.0), 12),
+            "val": DistrictSize((120.0, 110.0), 6),
+            "test": DistrictSize((120.0, 110.0), 6),
+        },
+        block_area=5500.0,
+        image_size=(160, 90),
+        lidar_azimuths=180,
+        scene_keyframes=6,
+    ),
+    "small": CitySize(
+        locations=("boston-seaport", "singapore-onenorth"),
+        districts={
+            "train": DistrictSize((560.0, 480.0), 920),
+            "val": DistrictSize((190.0, 170.0), 80),
+            "test": DistrictSize((300.0, 280.0), 200),
+        },
+        block_area=7500.0,
+        image_size=(192, 108),
+        lidar_azimuths=360,
+        scene_keyframes=40,
+    ),
+    "medium": CitySize(
+        locations=_ALL_TOWNS,
+        districts={
+            "train": DistrictSize((640.0, 560.0), 1440),
+            "val": DistrictSize((280.0, 260.0), 200),
+            "test": DistrictSize((380.0, 340.0), 360),
+        },
+        block_area=8000.0,
+        image_size=(800, 450),
+        lidar_azimuths=720,
+        scene_keyframes=40,
+    ),
+    "large": CitySize(
+        locations=_ALL_TOWNS,
+        districts={
+            "train": DistrictSize((1000.0, 900.0), 5280),
+            "val": DistrictSize((380.0, 300.0), 640),
+            "test": DistrictSize((420.0, 420.0), 1080),
+        },
+        block_area=9000.0,
+        image_size=(1600, 900),
+        lidar_azimuths=1080,
+        scene_keyframes=40,
+    ),
+}

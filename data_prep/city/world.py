@@ -1,0 +1,318 @@
+"""One town: streets, ground surfaces, markings, buildings and furniture, as polygons and as a mesh.
+
+The polygons are the truth: the mesh that the sensors see, the nuScenes map and the OSM file are all made from them.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from data_prep.city.buildings import Building, add_buildings, plan_buildings
+from data_prep.city.furniture import Furniture, add_furniture, plan_furniture
+from data_prep.city.mesh import Material, Mesh, MeshBuilder, boundary_walls, flat, polygons
+from data_prep.city.sizes import CitySize
+from data_prep.city.streets import Street, StreetGraph, subdivide_district
+from data_prep.geodesy import SIZES as MAP_SIZES
+
+BELT = (
+    290.0  # m between districts: two map patches (133 m from the ego to a corner) with the ring roads' bends
+)
+MARGIN = 170.0  # m between a district and the edge of the map: a patch, and what stands around the ring road
+KERB_HEIGHT = 0.15
+KERB_WIDTH = 0.25
+CORNER_RADIUS = 5.0  # of kerbs at junctions
+MARKING_Z = 0.012
+
+
+@dataclass(frozen=True)
+class Block:
+    """What lies inside a ring of streets, behind the sidewalks."""
+
+    polygon: shapely.Polygon
+    district: str
+    surface: Material
+    park: bool
+
+
+@dataclass(frozen=True)
+class Marking:
+    """A painted strip; `kind` is one of divider, lane, edge, crossing, stop."""
+
+    polygon: shapely.Polygon
+    kind: str
+    colour: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class World:
+    """One town, in the map frame of its location."""
+
+    location: str
+    drives_on_left: bool
+    graph: StreetGraph
+    road: shapely.MultiPolygon  # the drivable surface, kerb to kerb, junctions included
+    sidewalk: shapely.MultiPolygon
+    crossings: list[shapely.Polygon]  # outlines of pedestrian crossings
+    stop_lines: list[tuple[int, int, shapely.Polygon]]  # street, node, painted line
+    markings: list[Marking]
+    blocks: list[Block]
+    river: shapely.Polygon
+    tunnel: shapely.LineString  # an underpass that nothing on the surface shows
+    buildings: list[Building]
+    furniture: Furniture
+    mesh: Mesh
+    centre: np.ndarray  # (2,)
+
+
+def location_rng(seed: int, location: str, *purpose: int) -> np.random.Generator:
+    """A generator that depends on the seed, the location and the purpose only."""
+    return np.random.default_rng([seed, zlib.crc32(location.encode()), *purpose])
+
+
+def build_world(location: str, size: CitySize, seed: int) -> World:
+    """Build the town of `location`: the same for the same arguments, in any process."""
+    rng = location_rng(seed, location, 0)
+    graph, river, tunnel = _street_plan(location, size, rng)
+    drives_on_left = location.startswith("singapore")
+    road, reach = _road_surface(graph)
+    blocks = _blocks(graph, reach, rng)
+    sidewalk = shapely.MultiPolygon(polygons(reach.difference(road)))
+    markings, crossings, stop_lines = _markings(graph, drives_on_left, rng)
+    buildings = plan_buildings(graph, reach, blocks, rng)
+    furniture = plan_furniture(graph, blocks, buildings, road, river, drives_on_left, rng)
+    centre = np.round((graph.nodes.min(0) + graph.nodes.max(0)) / 2)
+    builder = MeshBuilder(centre)
+    _add_ground(builder, road, sidewalk, blocks, river, rng)
+    for marking in markings:
+        builder.add(flat(marking.polygon, MARKING_Z), Material.MARKING, marking.colour)
+    add_buildings(builder, buildings, KERB_HEIGHT)
+    add_furniture(builder, furniture, KERB_HEIGHT)
+    return World(
+        location,
+        drives_on_left,
+        graph,
+        road,
+        sidewalk,
+        crossings,
+        stop_lines,
+        markings,
+        blocks,
+        river,
+        tunnel,
+        buildings,
+        furniture,
+        builder.build(),
+        centre,
+    )
+
+
+def _outline(corner: np.ndarray, extent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A district's ring road: a rectangle whose corners and sides are pulled inwards at random → (8, 2)."""
+    unit = np.array([[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1], [0.5, 1], [0, 1], [0, 0.5]], np.float64)
+    inwards = rng.uniform(0.0, 0.09, unit.shape) * np.sign(0.5 - unit)
+    inwards[1::2] *= 0.6
+    along = rng.uniform(-0.08, 0.08, unit.shape) * (unit == 0.5)
+    return corner + (unit + inwards + along) * extent
+
+
+def _street_plan(
+    location: str, size: CitySize, rng: np.random.Generator
+) -> tuple[StreetGraph, shapely.Polygon, shapely.LineString]:
+    """Place train beside test over val, with the belt between them, and join their rings by undriven roads."""
+    canvas = np.asarray(MAP_SIZES[location])
+    axis = int(np.argmax(canvas))  # the town's long side lies along the map's
+    extent = {name: np.asarray(d.extent) for name, d in size.districts.items()}
+    second = max(extent["test"][0], extent["val"][0])
+    total = np.array(
+        [
+            extent["train"][0] + BELT + second,
+            max(extent["train"][1], extent["test"][1] + BELT + extent["val"][1]),
+        ]
+    )
+    room = (canvas if axis == 0 else canvas[::-1]) - total - 2 * MARGIN
+    if np.any(room < 0):
+        raise ValueError(f"the town needs {total + 2 * MARGIN} m but the map of {location} is {canvas} m")
+    start = MARGIN + room * rng.uniform(0.3, 0.7, 2)
+    corner = {
+        "train": start + [0, (total[1] - extent["train"][1]) / 2],
+        "test": start + [extent["train"][0] + BELT, 0],
+        "val": start + [extent["train"][0] + BELT, total[1] - extent["val"][1]],
+    }
+    nodes, streets = np.zeros((0, 2)), []
+    for name in ("train", "val", "test"):
+        outline = _outline(corner[name], extent[name], rng)
+        own_nodes, own_streets = subdivide_district(name, outline, size.block_area, rng)
+        shift = len(nodes)
+        nodes = np.concatenate([nodes, own_nodes])
+        streets += [
+            Street(s.a + shift, s.b + shift, s.kind, s.width, s.sidewalk, s.lanes, s.district)
+            for s in own_streets
+        ]
+    for first, second_name in (("train", "test"), ("train", "val"), ("test", "val")):
+        a, b = _closest_pair(nodes, streets, first, second_name)
+        streets.append(Street(a, b, "primary", 15.0, 3.0, 2, ""))
+    middle = start[0] + extent["train"][0] + BELT / 2
+    river_x = middle + 18 * np.sin(np.arange(0, 9) * 1.1 + rng.uniform(0, 6))
+    river_y = np.linspace(start[1] - 130, start[1] + total[1] + 130, 9)
+    river = shapely.LineString(np.stack([river_x, river_y], 1)).buffer(17.0)
+    tunnel = np.array([corner["train"] + [60.0, 45.0], corner["train"] + extent["train"] - [70.0, 60.0]])
+    if axis == 1:
+        nodes, tunnel = nodes[:, ::-1], tunnel[:, ::-1]
+        river = shapely.transform(river, lambda xy: xy[:, ::-1])
+    return StreetGraph(np.ascontiguousarray(nodes), streets), river, shapely.LineString(tunnel)
+
+
+def _closest_pair(nodes: np.ndarray, streets: list[Street], first: str, second: str) -> tuple[int, int]:
+    """The two nodes, one of each district, that are nearest to each other."""
+    members = [
+        np.array(sorted({n for s in streets if s.district == name for n in (s.a, s.b)}))
+        for name in (first, second)
+    ]
+    distance = np.linalg.norm(nodes[members[0]][:, None] - nodes[members[1]][None], axis=2)
+    i, j = np.unravel_index(np.argmin(distance), distance.shape)
+    return int(members[0][i]), int(members[1][j])
+
+
+def _road_surface(graph: StreetGraph) -> tuple[shapely.MultiPolygon, shapely.MultiPolygon]:
+    """The carriageways with rounded kerb corners, and the same with the sidewalks added."""
+    lines = [graph.line(street) for street in graph.streets]
+    half = np.array([street.width / 2 for street in graph.streets])
+    walk = np.array([street.sidewalk for street in graph.streets])
+    surfaces = []
+    for width in (half, half + walk):
+        union = shapely.union_all(shapely.buffer(lines, width, quad_segs=4))
+        closed = union.buffer(CORNER_RADIUS, quad_segs=4).buffer(-CORNER_RADIUS, quad_segs=4)
+        surfaces.append(shapely.MultiPolygon(polygons(closed.simplify(0.02))))
+    road = surfaces[0]
+    return road, shapely.MultiPolygon(polygons(surfaces[1].union(road.buffer(1.5, quad_segs=4))))
+
+
+def _blocks(graph: StreetGraph, reach: shapely.MultiPolygon, rng: np.random.Generator) -> list[Block]:
+    """The ground inside the rings of streets, each with a surface of its own."""
+    blocks = []
+    for district in ("train", "val", "test"):
+        lines = [graph.line(street) for street in graph.streets if street.district == district]
+        faces = shapely.get_parts(shapely.polygonize(lines)).tolist()
+        faces.sort(key=lambda face: face.centroid.coords[0])
+        for face in faces:
+            for polygon in polygons(face.difference(reach)):
+                if polygon.area > 60:
+                    park = bool(rng.random() < 0.10)
+                    surface = rng.choice(
+                        [Material.GRASS, Material.PAVING, Material.GRAVEL], p=[0.5, 0.3, 0.2]
+                    )
+                    blocks.append(
+                        Block(polygon, district, Material.GRASS if park else Material(int(surface)), park)
+                    )
+    return blocks
+
+
+WHITE = (0.80, 0.80, 0.78)
+YELLOW = (0.75, 0.52, 0.08)
+
+
+def _strip(start: np.ndarray, end: np.ndarray, width: float) -> shapely.Polygon:
+    return shapely.LineString([start, end]).buffer(width / 2, cap_style="flat")
+
+
+def _markings(
+    graph: StreetGraph, drives_on_left: bool, rng: np.random.Generator
+) -> tuple[list[Marking], list[shapely.Polygon], list[tuple[int, int, shapely.Polygon]]]:
+    """Centre and lane lines between junctions, crossings and stop lines before them."""
+    markings, crossings, stop_lines = [], [], []
+    centre_colour = WHITE if drives_on_left else YELLOW
+    for number, street in enumerate(graph.streets):
+        start, end = graph.nodes[street.a], graph.nodes[street.b]
+        direction = graph.direction(number, street.a)
+        left = np.array([-direction[1], direction[0]])
+        length = graph.length(number)
+        trim = {}
+        for node in (street.a, street.b):
+            trim[node] = graph.setback(number, node)
+            if len(graph.incident[node]) < 3:
+                continue
+            trim[node] += 2.0
+            away = graph.direction(number, node)
+            base = graph.nodes[node] + away * trim[node]
+            crossing = street.district != "" and rng.random() < (
+                0.85 if street.kind != "residential" else 0.4
+            )
+            if crossing and length > 60:
+                stripe = np.arange(-street.width / 2 + 0.7, street.width / 2 - 0.3, 1.2)
+                for offset in stripe:
+                    a = base + left * offset
+                    markings.append(Marking(_strip(a, a + away * 3.0, 0.6), "crossing", WHITE))
+                crossings.append(_strip(base, base + away * 3.0, street.width - 0.2))
+                trim[node] += 4.0
+                base = base + away * 4.0
+            # Traffic towards the node keeps to its own side: right of `-away`, or left of it.
+            side = (left if away @ direction > 0 else -left) * (-1 if drives_on_left else 1)
+            line = _strip(base + side * 0.25, base + side * (street.width / 2 - 0.3), 0.4)
+            if street.district != "" and length > 45:
+                stop_lines.append((number, node, line))
+                markings.append(Marking(line, "stop", WHITE))
+                trim[node] += 0.6
+        first, last = trim[street.a], length - trim[street.b]
+        if last - first < 4:
+            continue
+        if street.lanes > 1:
+            for offset in (-0.14, 0.14):
+                a = start + left * offset
+                strip = _strip(a + direction * first, a + direction * last, 0.13)
+                markings.append(Marking(strip, "divider", centre_colour))
+        elif street.kind != "residential" or drives_on_left:
+            for s in np.arange(first, last - 2.5, 7.0):
+                strip = _strip(start + direction * s, start + direction * (s + 2.8), 0.16)
+                markings.append(Marking(strip, "divider", centre_colour))
+        for lane in range(1, street.lanes):
+            for side in (-1, 1):
+                shift = left * side * (street.width / 2 - 0.5) * lane / street.lanes
+                for s in np.arange(first, last - 2, 6.0):
+                    a = start + shift + direction * s
+                    markings.append(Marking(_strip(a, a + direction * 2.2, 0.14), "lane", WHITE))
+        if street.kind != "residential":
+            for side in (-1, 1):
+                shift = left * side * (street.width / 2 - 0.35)
+                a, b = start + shift + direction * first, start + shift + direction * last
+                markings.append(Marking(_strip(a, b, 0.12), "edge", YELLOW if drives_on_left else WHITE))
+    return markings, crossings, stop_lines
+
+
+SURFACE_COLOURS = {
+    Material.ASPHALT: (0.115, 0.115, 0.122),
+    Material.KERB: (0.42, 0.41, 0.39),
+    Material.PAVING: (0.36, 0.33, 0.30),
+    Material.GRASS: (0.10, 0.20, 0.055),
+    Material.GRAVEL: (0.36, 0.29, 0.20),
+    Material.WATER: (0.05, 0.11, 0.15),
+}
+
+
+def _add_ground(
+    builder: MeshBuilder,
+    road: shapely.MultiPolygon,
+    sidewalk: shapely.MultiPolygon,
+    blocks: list[Block],
+    river: shapely.Polygon,
+    rng: np.random.Generator,
+) -> None:
+    builder.add(flat(road, 0.0), Material.ASPHALT, SURFACE_COLOURS[Material.ASPHALT])
+    kerb = road.buffer(KERB_WIDTH, join_style="mitre").intersection(sidewalk)
+    builder.add(flat(kerb, KERB_HEIGHT), Material.KERB, SURFACE_COLOURS[Material.KERB])
+    walk = sidewalk.difference(kerb)
+    builder.add(flat(walk, KERB_HEIGHT), Material.PAVING, SURFACE_COLOURS[Material.PAVING])
+    # The faces of the kerb look at the road, the outer edge of the sidewalk drops to the open ground.
+    builder.add(boundary_walls(sidewalk, -0.1, KERB_HEIGHT), Material.KERB, SURFACE_COLOURS[Material.KERB])
+    for block in blocks:
+        tone = (
+            np.asarray(SURFACE_COLOURS[block.surface]) * rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
+        )
+        builder.add(flat(block.polygon, KERB_HEIGHT), block.surface, tone)
+    builder.add(
+        flat(river.difference(road.union(sidewalk)), -0.03), Material.WATER, SURFACE_COLOURS[Material.WATER]
+    )
+    far = 4000.0
+    plane = shapely.box(*(builder.centre - far), *(builder.centre + far))
+    builder.add(flat(plane, -0.06), Material.GRASS, np.asarray(SURFACE_COLOURS[Material.GRASS]) * 1.1)

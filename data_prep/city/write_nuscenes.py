@@ -1,0 +1,226 @@
+"""The nuScenes tables (all of version 1.0) of the built-in city."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from data_prep.city.drives import Log, Scene
+from data_prep.city.furniture import Car
+from data_prep.city.map_expansion import expansion, token, write_mask
+from data_prep.city.recording import Box, Instruments, ego_poses, file_name, log_file, timestamps
+from data_prep.city.sensors import CAMERAS
+from data_prep.city.world import World
+
+VERSION = "v1.0-trainval"
+CHANNELS = ("LIDAR_TOP", *CAMERAS)
+_VISIBILITY = ((0.4, "1", "v0-40"), (0.6, "2", "v40-60"), (0.8, "3", "v60-80"), (np.inf, "4", "v80-100"))
+
+
+def make_folders(root: Path) -> None:
+    """Create the folders that `record_scene` and the writers put files in."""
+    for channel in CHANNELS:
+        (root / "samples" / channel).mkdir(parents=True)
+    (root / VERSION).mkdir()
+    (root / "maps" / "expansion").mkdir(parents=True)
+
+
+def mask_name(location: str) -> str:
+    """The file of a location's semantic prior, below the root."""
+    return f"maps/{token('mask', location)}.png"
+
+
+def write_map(root: Path, world: World) -> None:
+    """Write the map expansion and the mask of one town."""
+    (root / "maps" / "expansion" / f"{world.location}.json").write_text(json.dumps(expansion(world)))
+    write_mask(root / mask_name(world.location), world)
+
+
+class TableWriter:
+    """Collects the records of all tables, log by log, and writes them at the end."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[dict]] = {
+            name: []
+            for name in (
+                "category attribute visibility instance sensor calibrated_sensor ego_pose log scene sample "
+                "sample_data sample_annotation map"
+            ).split()
+        }
+        add = self.tables
+        add["category"].append(
+            {"token": token("category"), "name": "vehicle.car", "description": "A parked car."}
+        )
+        add["attribute"].append(
+            {"token": token("attribute"), "name": "vehicle.parked", "description": "Vehicle is stationary."}
+        )
+        for _, number, level in _VISIBILITY:
+            add["visibility"].append(
+                {"token": number, "level": level, "description": f"visible from the vehicle: {level[1:]} %"}
+            )
+        for channel in CHANNELS:
+            modality = "lidar" if channel == "LIDAR_TOP" else "camera"
+            add["sensor"].append(
+                {"token": token("sensor", channel), "channel": channel, "modality": modality}
+            )
+
+    def add_location(self, location: str, logs: Iterable[Log]) -> None:
+        """One record of the map table."""
+        self.tables["map"].append(
+            {
+                "token": token("map", location),
+                "log_tokens": [token("log", log_file(log)) for log in logs],
+                "category": "semantic_prior",
+                "filename": mask_name(location),
+            }
+        )
+
+    def add_log(self, log: Log, own: Instruments) -> None:
+        """The log and the calibration of its sensors."""
+        name = log_file(log)
+        self.tables["log"].append(
+            {
+                "token": token("log", name),
+                "logfile": name,
+                "vehicle": "built-in-city",
+                "date_captured": log.date,
+                "location": log.location,
+            }
+        )
+        poses = [own.rig.ego_T_lidar] + [camera.ego_T_camera for camera in own.rig.cameras]
+        intrinsics = [[]] + [camera.intrinsics.tolist() for camera in own.rig.cameras]
+        for channel, pose, matrix in zip(CHANNELS, poses, intrinsics, strict=True):
+            self.tables["calibrated_sensor"].append(
+                {
+                    "token": token("calibrated_sensor", name, channel),
+                    "sensor_token": token("sensor", channel),
+                    "translation": pose[:3, 3].tolist(),
+                    "rotation": _quaternion(pose[:3, :3]),
+                    "camera_intrinsic": matrix,
+                }
+            )
+
+    def add_scene(
+        self, log: Log, scene: Scene, own: Instruments, cars: list[Car], boxes: list[list[Box]], seed: int
+    ) -> None:
+        """The scene with its samples, sensor data, poses and annotations."""
+        name = log_file(log)
+        times = timestamps(log, scene, own.rig, seed)
+        poses = ego_poses(log, times)
+        samples = [token("sample", scene.name, k) for k in range(scene.keyframes)]
+        self.tables["scene"].append(
+            {
+                "token": token("scene", scene.name),
+                "log_token": token("log", name),
+                "nbr_samples": scene.keyframes,
+                "first_sample_token": samples[0],
+                "last_sample_token": samples[-1],
+                "name": scene.name,
+                "description": f"Built-in city, {log.district} district, {_DRIVE_KINDS[log.kind]}.",
+            }
+        )
+        width, height = own.rig.cameras[0].size
+        for k, sample in enumerate(samples):
+            self.tables["sample"].append(
+                {
+                    "token": sample,
+                    "timestamp": int(times[k, 0]),
+                    "prev": _at(samples, k - 1),
+                    "next": _at(samples, k + 1),
+                    "scene_token": token("scene", scene.name),
+                }
+            )
+            for column, channel in enumerate(CHANNELS):
+                data = [token("sample_data", scene.name, channel, i) for i in (k - 1, k, k + 1)]
+                lidar = channel == "LIDAR_TOP"
+                pose = poses[k, column]
+                # As in nuScenes, an ego pose has the token of the sensor data it belongs to.
+                self.tables["ego_pose"].append(
+                    {
+                        "token": data[1],
+                        "timestamp": int(times[k, column]),
+                        "rotation": [float(np.cos(pose[2] / 2)), 0.0, 0.0, float(np.sin(pose[2] / 2))],
+                        "translation": [float(pose[0]), float(pose[1]), 0.0],
+                    }
+                )
+                self.tables["sample_data"].append(
+                    {
+                        "token": data[1],
+                        "sample_token": sample,
+                        "ego_pose_token": data[1],
+                        "calibrated_sensor_token": token("calibrated_sensor", name, channel),
+                        "timestamp": int(times[k, column]),
+                        "fileformat": "pcd" if lidar else "jpg",
+                        "is_key_frame": True,
+                        "height": 0 if lidar else height,
+                        "width": 0 if lidar else width,
+                        "filename": file_name(log, channel, int(times[k, column])),
+                        "prev": data[0] if k > 0 else "",
+                        "next": data[2] if k + 1 < scene.keyframes else "",
+                    }
+                )
+        self._add_annotations(scene, samples, cars, boxes)
+
+    def _add_annotations(
+        self, scene: Scene, samples: list[str], cars: list[Car], boxes: list[list[Box]]
+    ) -> None:
+        seen: dict[int, list[tuple[int, Box]]] = {}
+        for k, frame in enumerate(boxes):
+            for box in frame:
+                seen.setdefault(box.car, []).append((k, box))
+        for number, frames in sorted(seen.items()):
+            car = cars[number]
+            tokens = [token("annotation", scene.name, number, k) for k, _ in frames]
+            instance = token("instance", scene.name, number)
+            self.tables["instance"].append(
+                {
+                    "token": instance,
+                    "category_token": token("category"),
+                    "nbr_annotations": len(tokens),
+                    "first_annotation_token": tokens[0],
+                    "last_annotation_token": tokens[-1],
+                }
+            )
+            length, width, height = car.size
+            for i, (k, box) in enumerate(frames):
+                visibility = next(level for limit, level, _ in _VISIBILITY if box.visibility < limit)
+                self.tables["sample_annotation"].append(
+                    {
+                        "token": tokens[i],
+                        "sample_token": samples[k],
+                        "instance_token": instance,
+                        "visibility_token": visibility,
+                        "attribute_tokens": [token("attribute")],
+                        "translation": [car.xy[0], car.xy[1], height / 2],
+                        "size": [width, length, height],
+                        "rotation": [float(np.cos(car.yaw / 2)), 0.0, 0.0, float(np.sin(car.yaw / 2))],
+                        "prev": _at(tokens, i - 1),
+                        "next": _at(tokens, i + 1),
+                        "num_lidar_pts": box.lidar_points,
+                        "num_radar_pts": 0,
+                    }
+                )
+
+    def write(self, root: Path) -> None:
+        """Write every table, one record per line."""
+        for name, records in self.tables.items():
+            lines = ",\n".join(json.dumps(record) for record in records)
+            (root / VERSION / f"{name}.json").write_text(f"[\n{lines}\n]\n")
+
+
+_DRIVE_KINDS = {
+    "first": "first visit",
+    "same": "revisit in the same direction",
+    "opposite": "revisit in the opposite direction",
+}
+
+
+def _at(tokens: list[str], index: int) -> str:
+    return tokens[index] if 0 <= index < len(tokens) else ""
+
+
+def _quaternion(matrix: np.ndarray) -> list[float]:
+    """(3, 3) rotation → [w, x, y, z] with w >= 0."""
+    return Rotation.from_matrix(matrix).as_quat(canonical=True, scalar_first=True).tolist()
