@@ -29,13 +29,15 @@ class MultiHeadAttention(nn.Module):
         dim = queries.shape[-1]
         if dim % self.heads:
             raise ValueError(f"MultiHeadAttention: {dim} channels cannot be split among {self.heads} heads")
+        # The (heads x T x S) weights are computed again in the backward pass instead of being kept for it.
+        attend = jax.checkpoint(jax.nn.dot_product_attention)
         project = functools.partial(
             nn.DenseGeneral,
             features=(self.heads, dim // self.heads),
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
         )
-        attended = jax.nn.dot_product_attention(
+        attended = attend(
             project(name="query")(queries),
             project(name="key")(memory),
             project(name="value")(memory),

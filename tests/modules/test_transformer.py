@@ -156,3 +156,12 @@ def test_impossible_settings_are_named():
         MultiHeadAttention(3).init(jax.random.key(0), tokens(4), tokens(4))
     with pytest.raises(ValueError, match="'middle'"):
         TransformerEncoderLayer(HEADS, MLP, norm="middle").init(jax.random.key(0), tokens(4), train=False)
+
+
+def test_attention_weights_are_not_kept_for_the_backward_pass():
+    x = np.random.default_rng(0).normal(size=(2, 64, DIM)).astype(np.float32)
+    layer = MultiHeadAttention(HEADS)
+    variables = layer.init(jax.random.key(0), x, x)
+    backward = jax.eval_shape(lambda: jax.vjp(lambda v: layer.apply(v, x, x), variables)[1])
+    kept = [leaf.size for leaf in jax.tree.leaves(backward)]
+    assert max(kept) <= x.size  # 2 x 64 x 16, where the weights are 2 x 4 x 64 x 64
