@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from placerec_jax import methods
@@ -23,6 +23,7 @@ from placerec_jax.data.records import RecordError
 from placerec_jax.evaluation.inference import predict_examples, predict_split
 from placerec_jax.evaluation.provenance import notices, provenance, summary_line
 from placerec_jax.evaluation.report import text_table, write_report
+from placerec_jax.training import process
 from placerec_jax.training.checkpoint import Checkpointer, CheckpointError
 from placerec_jax.training.sharding import make_mesh
 from placerec_jax.training.state import abstract_variables
@@ -84,9 +85,7 @@ def _say(line: str) -> None:
 
 def _main(_: Any) -> None:
     values = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it touches
-    if values.distributed:
-        jax.distributed.initialize()
+    process.start(values.distributed)
     checkpoint = int(values.checkpoint) if values.checkpoint.isdecimal() else values.checkpoint
     if isinstance(checkpoint, str) and checkpoint not in ("best", "last"):
         sys.exit(f"error: --checkpoint={checkpoint}: expected best, last or a step")

@@ -7,14 +7,13 @@ Running the same command again goes on from the newest checkpoint in the working
 
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from placerec_jax import methods
@@ -22,7 +21,7 @@ from placerec_jax.data import pipeline, preparation
 from placerec_jax.data.prepared import PreparedError
 from placerec_jax.data.records import RecordError
 from placerec_jax.evaluation.inference import predict_split
-from placerec_jax.training import loop
+from placerec_jax.training import loop, process
 from placerec_jax.training.checkpoint import Checkpointer, CheckpointError, config_as_json
 from placerec_jax.training.metrics import MetricsLog
 from placerec_jax.training.optimizer import make_optimizer, make_schedule
@@ -165,19 +164,9 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _use_compilation_cache() -> None:
-    """Compiled programs are kept, so that a run that starts again starts at once."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(".cache/jax").absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _main(_: Any) -> None:
     values = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it touches
-    _use_compilation_cache()
-    if values.distributed:
-        jax.distributed.initialize()
+    process.start(values.distributed)
     workdir = Path(values.workdir or values.config.workdir)
     try:
         run(values.config, workdir, values.init_from, values.restore_step)
