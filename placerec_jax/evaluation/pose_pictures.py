@@ -241,6 +241,8 @@ def drive_map(
             pivot="middle",
             scale=1 / 0.016,
             width=0.004,
+            edgecolor="#1c2430",
+            linewidth=0.4,
             headwidth=4.5,
         )
         figure.colorbar(
@@ -325,12 +327,13 @@ def _map_panel(axes: Axes, painted: np.ndarray, frame: Frame, arrow: float) -> N
         corners = se2_apply(pose[None], _outline(frame.bev_grid))
         axes.plot(*ego_to_picture(corners).T, color=color, lw=1.0, ls="--", alpha=0.9)
     _seen_edges(axes, frame)
-    for pose, color in (
-        (np.zeros(3), NOTHING),
-        (frame.poses["true"], TRUE),
-        (frame.poses["prediction"], PREDICTION),
+    # The noisy pose is drawn wider, to be seen under a prediction that changed little.
+    for pose, color, width in (
+        (np.zeros(3), NOTHING, 4.5),
+        (frame.poses["true"], TRUE, 2.0),
+        (frame.poses["prediction"], PREDICTION, 2.0),
     ):
-        _arrow(axes, pose, color, arrow)
+        _arrow(axes, pose, color, arrow, width)
     left, right, bottom, top = ego_extent(frame.map_grid)
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
 
@@ -355,12 +358,19 @@ def _outline(grid: Grid2D) -> np.ndarray:
     return np.array([[x_min, y_min], [x_max, y_min], [x_max, y_max], [x_min, y_max], [x_min, y_min]])
 
 
-def _arrow(axes: Axes, pose: np.ndarray, color: str, length: float) -> None:
+def _arrow(axes: Axes, pose: np.ndarray, color: str, length: float, width: float) -> None:
     tail, tip = ego_to_picture(se2_apply(np.asarray(pose)[None], np.array([[0.0, 0.0], [length, 0.0]])))
-    halo = [matplotlib.patheffects.withStroke(linewidth=4.0, foreground="white")]
-    style = {"arrowstyle": "-|>", "color": color, "lw": 2.0, "shrinkA": 0, "shrinkB": 0, "path_effects": halo}
+    halo = [matplotlib.patheffects.withStroke(linewidth=width + 2.0, foreground="white")]
+    style = {
+        "arrowstyle": "-|>",
+        "color": color,
+        "lw": width,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "path_effects": halo,
+    }
     axes.annotate("", xy=tip, xytext=tail, arrowprops=style, annotation_clip=True)
-    axes.plot(*tail, "o", color=color, ms=5.5, mec="white", mew=1.0)
+    axes.plot(*tail, "o", color=color, ms=3.5 + width, mec="white", mew=1.0)
 
 
 def _legend(axes: Axes, frame: Frame) -> None:

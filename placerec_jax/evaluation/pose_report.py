@@ -13,12 +13,14 @@ from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.evaluation import pose_pictures
 from placerec_jax.evaluation.pose import ERRORS, estimates, pose_errors, verdict
+from placerec_jax.evaluation.provenance import built_in_city
 from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
 
 PUBLISHED_THRESHOLDS = [1.0, 2.0, 5.0, 10.0]  # of the recalls in the tables of this field, m and degrees
 DRAWN_CELL = 0.25  # metres; of the map under a frame's poses
+ROUGH_INTERVAL = 10  # a bootstrap over fewer drives says little
 ESTIMATE_NAMES = {
     "prediction": "this model",
     "coarse": "its coarse stage alone",
@@ -37,6 +39,7 @@ def error_table(scores: Mapping[str, Any]) -> Table:
             cells += [f"{figures['median']:.2f} [{low:.2f}, {high:.2f}]", f"{figures['mean']:.2f}"]
         rows.append(Row(cells, ROW_KINDS[name]))
     interval = scores["interval"]
+    few = " So few make them rough." if interval["units"] < ROUGH_INTERVAL else ""
     return Table(
         caption=f"Errors over {scores['queries']} queries",
         header=["", *["median [95 %]", "mean"] * len(ERRORS)],
@@ -45,7 +48,7 @@ def error_table(scores: Mapping[str, Any]) -> Table:
         note=(
             "Longitudinal and lateral errors are along and across the true heading. Intervals: "
             f"{interval['method']}, {interval['resamples']} resamples of {interval['units']} "
-            f"{interval['unit']}s, seed {scores['seed']}."
+            f"{interval['unit']}s, seed {scores['seed']}.{few}"
         ),
     )
 
@@ -132,7 +135,11 @@ def sections(
             "Scatter of errors before and after",
         ),
     ]
-    found = [Section("Result", result), Section("Errors", charts), _drives(rows, errors, rasters, method)]
+    found = [
+        Section("Result", result),
+        Section("Errors", charts),
+        _drives(rows, errors, rasters, method, prepared),
+    ]
     for group, (features, predictions) in examples.items():
         found.append(
             Section(
@@ -164,10 +171,11 @@ def _drives(
     errors: Mapping[str, Mapping[str, np.ndarray]],
     rasters: Mapping[str, LocationRaster],
     method: ModuleType,
+    prepared: PreparedFolder,
 ) -> Section:
     position = errors["prediction"]["position"]
     limit = float(np.median(errors["do_nothing"]["position"]))
-    blocks = []
+    blocks: list[Block] = []
     for location in np.unique(rows["location"]):
         here = rows["location"] == location
         map_raster = rasters[str(location)]
@@ -186,6 +194,9 @@ def _drives(
             f"colours end at {limit:.1f} m, the median of doing nothing. North is up."
         )
         blocks.append(Picture(picture, "image/png", caption, f"Map of {location} with the test drives"))
+    attribution = prepared.manifest.get("source", {}).get("osm_attribution")
+    if attribution and not built_in_city(prepared):
+        blocks.append(Paragraph(f"Map data: {attribution}"))
     return Section("Where the errors are", blocks)
 
 

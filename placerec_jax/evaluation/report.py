@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+_OPEN_ENTRIES = 8  # longer records, such as the config, are folded on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,17 +204,19 @@ def text_table(table: Table) -> str:
 def _facts(facts: Mapping[str, Any]) -> str:
     rows = []
     for name, value in facts.items():
-        if isinstance(value, Mapping):
-            # Long nested records (the config) stay folded.
-            shown = f"<details><summary>{len(value)} entries</summary>{_facts(value)}</details>"
-            if len(value) <= 6 and not any(isinstance(child, Mapping) for child in value.values()):
-                shown = _facts(value)
-        elif isinstance(value, (list, tuple)):
-            shown = html.escape(", ".join(str(item) for item in value))
-        else:
-            shown = html.escape(str(value))
-        rows.append(f"<dt>{html.escape(str(name).replace('_', ' '))}</dt><dd>{shown}</dd>")
+        rows.append(f"<dt>{html.escape(str(name))}</dt><dd>{_fact(value)}</dd>")
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        if len(value) > _OPEN_ENTRIES:
+            return f"<details><summary>{len(value)} entries</summary>{_facts(value)}</details>"
+        return _facts(value)
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(item, Mapping) for item in value)
+        return "".join(map(_fact, value)) if nested else html.escape(", ".join(map(str, value)))
+    return html.escape(str(value))
 
 
 def _block(block: Block) -> str:

@@ -13,7 +13,7 @@ BEV_GRID = Grid2D((-16.0, 16.0, -8.0, 8.0), 0.5)
 
 
 def pixel_of(picture_shape, extent, point):
-    """Row and column, under a (right, up) point, of a picture over (left, right, bottom, top) as imshow has it."""
+    """Row and column, under a (right, up) point, of a picture over (left, right, bottom, top)."""
     left, right, bottom, top = extent
     row = int((top - point[1]) / (top - bottom) * picture_shape[0])
     column = int((point[0] - left) / (right - left) * picture_shape[1])
