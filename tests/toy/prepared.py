@@ -61,9 +61,11 @@ def write_table(folder: Path, name: str, records: list[dict], shards: int) -> No
     )
 
 
-def write_prepared(root: Path, train: int = 24, val: int = 8) -> Path:
-    """A whole prepared folder with the splits train and val."""
+def write_prepared(root: Path, train: int = 24, val: int = 8, nan: int | None = None) -> Path:
+    """A whole prepared folder with the splits train and val; the target of record `nan` is not a number."""
     records = frames(train + val)
+    if nan is not None:
+        records[nan]["target"] = np.full(2, np.nan, np.float32)
     write_table(root / "frames", "frames", records, shards=3)
     splits = {"train": np.arange(train), "val": np.arange(train, train + val), "test": np.zeros(0, np.int64)}
     (root / "splits").mkdir()
