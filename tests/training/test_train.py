@@ -1,9 +1,10 @@
-"""`python -m placerec_jax.train` as a user runs it: to the end, killed, stopped, on bad data, on 8 devices."""
+"""`python -m placerec_jax.train` as users run it: to the end, killed, stopped, on bad data, on more devices."""
 
 import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,3 +219,46 @@ def test_a_run_moves_to_eight_devices(toy_root, finished, tmp_path, command_envi
     assert "batch 8, 1 a device" in said
     for one, eight in zip(metrics(finished.workdir), metrics(workdir), strict=True):
         assert eight == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_and_stop_together(toy_root, finished, tmp_path, command_environment):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    trainers = [
+        Trainer(
+            {
+                **command_environment,
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(number),
+            },
+            [str(TOY / "run.py")],
+            f"{TOY / 'config.py'}:{toy_root}",
+            "--distributed",
+        )
+        for number in range(2)
+    ]
+    workdir = tmp_path / "run"
+    # Only the second is told to stop; both do, at the same step.
+    processes = [trainer.start(workdir) for trainer in trainers]
+    wait_for_lines(processes[0], workdir, 12)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "stopped and saved at step" in said[0]
+    # Both go on to the end.
+    processes = [trainer.start(workdir) for trainer in trainers]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "going on from step" in said[0]
+    assert "batch 8, 4 a device" in said[0]
+    for one, two in zip(metrics(finished.workdir), metrics(workdir), strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(toy, finished, tmp_path):
+    toy.run(tmp_path / "run", "--config.data.workers=2")
+    assert_same_run(tmp_path / "run", finished.workdir)
