@@ -1,4 +1,4 @@
-"""`python -m placerec_jax.train` as users run it: to the end, killed, stopped, on bad data, on more devices."""
+"""`python -m placerec_jax.train` as users run it: killed, stopped, refused, on bad data, on more devices."""
 
 import json
 import random
