@@ -61,7 +61,7 @@ def run(
     }
     if jax.process_index() == 0:
         first = notices(about, prepared)
-        facts = provenance(cfg, about, prepared, split, scores, workdir)
+        facts = provenance(cfg, about, prepared, split, scores, workdir, checkpoint)
         page = write_report(
             workdir / "report",
             title=f"{cfg.name} on {split}",

@@ -27,6 +27,7 @@ def provenance(
     split: str,
     scores: Mapping[str, Any],
     workdir: str | os.PathLike[str],
+    checkpoint: int | str,
 ) -> dict[str, Any]:
     """Plain nested values: what one needs to make the same figures again, and to tell two reports apart."""
     config = config_as_json(cfg)
@@ -38,7 +39,8 @@ def provenance(
         "checkpoint": {
             "workdir": str(workdir),
             "step": about.step,
-            "chosen_by": f"{cfg.eval.best_metric} ({cfg.eval.best_mode}) on the {cfg.data.eval_split} split",
+            "asked_for": checkpoint,
+            "best_by": f"{cfg.eval.best_metric} ({cfg.eval.best_mode}) on split {cfg.data.eval_split}",
             "scores_when_saved": {name: about.scores[name] for name in sorted(about.scores)},
         },
         "dataset": {

@@ -1,5 +1,8 @@
 """Prediction over a split: order, padding, determinism, subsets and sharding, with a method of one weight."""
 
+import socket
+import subprocess
+import sys
 import types
 
 import flax.linen as nn
@@ -142,3 +145,45 @@ def test_repeated_passes_compile_once():
 def test_empty_split_is_an_error():
     with pytest.raises(ValueError, match=r"split 'test' of scheme 'official' has no examples"):
         predict(make_config(), method=make_method(size=0))
+
+
+def test_rows_of_several_processes_are_put_in_order():
+    """Two processes share five examples: 0, 2, 4 and 1, 3 with 4 once more as padding, in batches of two."""
+    parts = [{"index": np.array([[0, 2], [1, 3]])}, {"index": np.array([[4], [4]])}]
+    np.testing.assert_array_equal(inference._joined(parts, 5)["index"], np.arange(5))
+
+
+TWO_PROCESSES = """
+import sys
+import jax, numpy as np
+process, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+from tests.evaluation import test_inference as case
+rows = case.predict(case.make_config(batch_size=8), devices=4)
+np.savez(f"{out}/{process}.npz", **rows)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rows_of_one(tmp_path, command_environment):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(process), str(port), str(tmp_path)],
+            env=command_environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)
+    expected = predict(make_config(batch_size=8))
+    for process in (0, 1):
+        found = np.load(tmp_path / f"{process}.npz")
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
