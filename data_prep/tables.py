@@ -16,9 +16,11 @@ import errno
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,13 @@ _written_records: Any = None  # in a worker: the count of records written by all
 def _start_worker(written: Any) -> None:
     global _written_records
     _written_records = written
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _work(out: Path, table: Table, shard: int) -> dict[str, Any]:
