@@ -1,6 +1,7 @@
 """Buildings: footprints along the streets, facades with windows, flat and gabled roofs."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,13 +78,13 @@ def _ccw(ring: shapely.LinearRing) -> shapely.LinearRing:
 def _row_along(
     ring: shapely.LinearRing, area: shapely.Polygon, district: str, rng: np.random.Generator
 ) -> list[Building]:
-    """Buildings side by side along a ring (area on its left), each with a width, depth and setback of its own."""
+    """Buildings side by side along a ring (area on its left), of varied width, depth and setback."""
     xy = shapely.get_coordinates(ring.simplify(1.0))
     taken: list[shapely.Polygon] = []
     built: list[Building] = []
     character = rng.uniform(0, 1, 3)  # density, height and setback of this block
     area = area.buffer(0.01)
-    for start, end in zip(xy[:-1], xy[1:], strict=True):
+    for start, end in pairwise(xy):
         length = float(np.hypot(*(end - start)))
         if length < 9:
             continue
@@ -183,7 +184,7 @@ def add_buildings(builder: MeshBuilder, buildings: list[Building], ground: float
     for building in buildings:
         for ring in (building.footprint.exterior, *building.footprint.interiors):
             xy = shapely.get_coordinates(ring)
-            for start, end in zip(xy[:-1], xy[1:], strict=True):
+            for start, end in pairwise(xy):
                 builder.add_facade(start, end, ground, building.height, building.wall_colour, building.facade)
         if building.gable > 0:
             _add_gable(builder, building)

@@ -1,4 +1,4 @@
-"""Drives: routes that cover a district, revisits of them on other dates, and the vehicle's pose at any time."""
+"""Drives: routes that cover a district, revisits on other dates, and the vehicle's pose at any time."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ REVISIT_SHARE = 0.25  # of a district's scenes, half in the same and half in the
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where the vehicle is at which time: arrays of equal length, time in seconds from the start of the log."""
+    """Where the vehicle is at which time: arrays of equal length, time in seconds from the log's start."""
 
     time: np.ndarray
     xy: np.ndarray  # (N, 2) map frame
@@ -54,7 +54,7 @@ class Log:
 
 
 def plan_logs(world: World, size: CitySize, seed: int, taken: dict[str, int]) -> list[Log]:
-    """All drives of a town. `taken` counts the official scene names already given per split, and is moved on."""
+    """All drives of a town. `taken` counts the official scene names given per split, and is moved on."""
     logs: list[Log] = []
     for district, plan in size.districts.items():
         rng = location_rng(seed, world.location, 1, len(district))
@@ -129,7 +129,7 @@ def _walk(
     last: list[int] | None,
     rng: np.random.Generator,
 ) -> list[int]:
-    """A route of at least `length` metres that prefers streets not driven yet and never turns back on the spot.
+    """A route of at least `length` metres that prefers new streets and never turns back on the spot.
 
     `visits` counts how often each street was driven and is moved on. `last` are the two nodes to go on from.
     """
@@ -193,13 +193,18 @@ def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.G
     lane = rng.random()
     curves, slow = [], []
     for position in range(len(route)):
+        streets = [
+            (step, _street_between(graph, route[position + step], route[position + step + 1]))
+            for step in (-1, 0)
+            if 0 <= position + step < len(route) - 1
+        ]
+        directions = [graph.direction(number, route[position + step]) for step, number in streets]
+        turn = _turn(*directions) if len(directions) == 2 else 0.0
+        # A turn over the other lane is wide; one around the own kerb is tight, or it would cut the corner.
+        room = 2.5 if turn * sign > 0.3 else 4.5
         ends = []  # of the streets before and after this node: point on the lane and direction of travel
-        for step in (-1, 0):
-            if not 0 <= position + step < len(route) - 1:
-                continue
-            number = _street_between(graph, route[position + step], route[position + step + 1])
-            direction = graph.direction(number, route[position + step])
-            trim = min(graph.setback(number, route[position]) + 4.5, 0.46 * graph.length(number))
+        for (step, number), direction in zip(streets, directions, strict=True):
+            trim = min(graph.setback(number, route[position]) + room, 0.46 * graph.length(number))
             offset = sign * _lane_offset(world, number, lane) * np.array([-direction[1], direction[0]])
             along = trim if step == 0 else -trim
             ends.append((graph.nodes[route[position]] + along * direction + offset, direction))
@@ -209,8 +214,7 @@ def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.G
             continue
         (p1, d1), (p2, d2) = ends
         curves.append(_curve(p1, d1, p2, d2))
-        turn = abs(np.arctan2(d1[0] * d2[1] - d1[1] * d2[0], d1 @ d2))
-        slow.append(np.pad(np.full(23, turn), 1))
+        slow.append(np.pad(np.full(23, abs(turn)), 1))
     points = np.concatenate(curves)
     turning = np.concatenate(slow)
     step = np.hypot(*np.diff(points, axis=0).T)
@@ -236,8 +240,13 @@ def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.G
     return Trajectory(time - 1.0, xy, yaw)
 
 
+def _turn(d1: np.ndarray, d2: np.ndarray) -> float:
+    """The angle from direction d1 to d2, left positive."""
+    return float(np.arctan2(d1[0] * d2[1] - d1[1] * d2[0], d1 @ d2))
+
+
 def _curve(p1: np.ndarray, d1: np.ndarray, p2: np.ndarray, d2: np.ndarray) -> np.ndarray:
-    """A cubic Bézier from p1 (heading d1) to p2 (heading d2): nearly an arc where the tangents meet → (25, 2)."""
+    """A cubic Bézier from p1 (heading d1) to p2 (heading d2), nearly an arc → (25, 2)."""
     determinant = d1[0] * d2[1] - d1[1] * d2[0]
     reach = np.array([1.0, 1.0]) * np.hypot(*(p2 - p1)) / 3
     if abs(determinant) > 0.2:

@@ -1,6 +1,7 @@
-"""What stands along the streets: lamps, signals, stop signs, utility poles, flagpoles, trees, and parked cars."""
+"""What stands along the streets: lamps, signals, stop signs, poles, trees, and parked cars."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Pole(NamedTuple):
-    """An upright object. `kind` is its OSM value: street_lamp, traffic_signals, stop, utility_pole or flagpole."""
+    """An upright object. `kind`: street_lamp, traffic_signals, stop, utility_pole or flagpole, as in OSM."""
 
     kind: str
     xy: tuple[float, float]
@@ -277,6 +278,8 @@ def _add_stop_sign(builder: MeshBuilder, pole: Pole, ground: float) -> None:
     rim = np.array([_at(pole, 0.09, 0.42 * np.cos(a), 2.6 + 0.42 * np.sin(a)) for a in angle])
     middle = np.broadcast_to(_at(pole, 0.09, 0, 2.6), (8, 3))
     builder.add(np.stack([middle, rim[:-1], rim[1:]], 1), Material.PLAIN, (0.55, 0.02, 0.03))
+    back = np.array([np.cos(pole.facing), np.sin(pole.facing), 0.0]) * -0.02
+    builder.add(np.stack([middle, rim[1:], rim[:-1]], 1) + back, Material.PLAIN, (0.35, 0.35, 0.36))
     stripe = box(_at(pole, 0.1, 0, 2.6), np.array([0.03, 0.6, 0.16]), pole.facing)
     builder.add(stripe, Material.PLAIN, (0.8, 0.8, 0.8))
 
@@ -303,6 +306,7 @@ def _add_flagpole(builder: MeshBuilder, pole: Pole, ground: float) -> None:
     )
 
 
+@lru_cache(maxsize=1)
 def _blob() -> tuple[np.ndarray, np.ndarray]:
     """A once-subdivided octahedron → unit vertices (18, 3) and faces (32, 3)."""
     vertices = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
@@ -325,9 +329,6 @@ def _blob() -> tuple[np.ndarray, np.ndarray]:
     return np.array(points), np.array(fine)
 
 
-_BLOB_VERTICES, _BLOB_FACES = _blob()
-
-
 def _add_tree(builder: MeshBuilder, tree: Tree) -> None:
     rng = np.random.default_rng(tree.seed)
     xy = np.array(tree.xy)
@@ -335,39 +336,49 @@ def _add_tree(builder: MeshBuilder, tree: Tree) -> None:
     bark = np.array([0.15, 0.10, 0.065]) * rng.uniform(0.7, 1.4)
     builder.add(prism(xy, 0.05 + 0.017 * tree.height, 0.0, tree.height * 0.55, 5, 0.7), Material.PLAIN, bark)
     leaf = np.array([0.08, 0.17, 0.04]) * rng.uniform(0.6, 1.5) * rng.uniform(0.8, 1.2, 3)
-    crown = _BLOB_VERTICES * rng.uniform(0.8, 1.15, (len(_BLOB_VERTICES), 1))
+    vertices, faces = _blob()
+    crown = vertices * rng.uniform(0.8, 1.15, (len(vertices), 1))
     crown = crown * [radius, radius, tree.height * 0.36] + [*xy, tree.height * 0.64]
-    builder.add(crown[_BLOB_FACES], Material.FOLIAGE, leaf)
+    builder.add(crown[faces], Material.FOLIAGE, leaf)
 
 
 def add_cars(builder: MeshBuilder, cars: list[Car]) -> None:
     """Put parked cars into the mesh; the instance of a triangle is the number of its car."""
     for number, car in enumerate(cars):
-        length, width, height = car.size
         forward = np.array([np.cos(car.yaw), np.sin(car.yaw)])
         side = np.array([-forward[1], forward[0]])
+        for part in _car_parts(car):
+            along, across, z = part.centre
+            centre = np.append(np.array(car.xy) + forward * along + side * across, z)
+            triangles = box(centre, np.array(part.size), car.yaw, part.top)
+            builder.add(triangles, Material.PLAIN, part.colour, instance=number)
 
-        def put(
-            along: float, across: float, z: float, size, colour, top=(1.0, 1.0), car=car, n=number
-        ) -> None:
-            centre = np.append(np.array(car.xy) + forward * along + side * across, z)  # noqa: B023
-            builder.add(box(centre, np.array(size), car.yaw, top), Material.PLAIN, colour, instance=n)
 
-        body = 0.5 * (height - 0.25)
-        put(0, 0, 0.25 + body / 2, (length, width, body), car.colour)
-        cabin = height - 0.25 - body
-        put(
-            -0.05 * length,
-            0,
-            0.25 + body + cabin / 2,
-            (0.62 * length, width * 0.94, cabin),
-            (0.04, 0.05, 0.06),
-            (0.7, 0.85),
-        )
-        put(-0.05 * length, 0, height, (0.42 * length, width * 0.78, 0.04), car.colour)
-        for along in (-0.31, 0.31):
-            for across in (-0.46, 0.46):
-                put(along * length, across * width, 0.31, (0.62, 0.2, 0.62), (0.015, 0.015, 0.015))
-        for across in (-0.36, 0.36):
-            put(length / 2, across * width, 0.62, (0.05, 0.3, 0.14), (0.8, 0.8, 0.75))
-            put(-length / 2, across * width, 0.66, (0.05, 0.3, 0.16), (0.45, 0.02, 0.02))
+class _Part(NamedTuple):
+    centre: tuple[float, float, float]  # forward, left, up from the car's middle on the ground
+    size: tuple[float, float, float]
+    colour: tuple[float, float, float]
+    top: tuple[float, float] = (1.0, 1.0)  # how much smaller the top face is
+
+
+def _car_parts(car: Car) -> list[_Part]:
+    """Body, cabin, roof, wheels and lamps as boxes."""
+    length, width, height = car.size
+    clearance = 0.25
+    body = 0.5 * (height - clearance)
+    cabin = height - clearance - body
+    back = -0.05 * length
+    middle = clearance + body + cabin / 2
+    black, white, red = (0.015, 0.015, 0.015), (0.8, 0.8, 0.75), (0.45, 0.02, 0.02)
+    parts = [
+        _Part((0, 0, clearance + body / 2), (length, width, body), car.colour),
+        _Part((back, 0, middle), (0.62 * length, 0.94 * width, cabin), (0.04, 0.05, 0.06), (0.7, 0.85)),
+        _Part((back, 0, height), (0.42 * length, 0.78 * width, 0.04), car.colour),
+    ]
+    for along in (-0.31, 0.31):
+        for across in (-0.46, 0.46):
+            parts.append(_Part((along * length, across * width, 0.31), (0.62, 0.2, 0.62), black))
+    for across in (-0.36, 0.36):
+        parts.append(_Part((length / 2, across * width, 0.62), (0.05, 0.3, 0.14), white))
+        parts.append(_Part((-length / 2, across * width, 0.66), (0.05, 0.3, 0.16), red))
+    return parts

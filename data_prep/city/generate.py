@@ -1,10 +1,15 @@
-"""`python -m data_prep city`: make the built-in city and write it in the formats of real datasets."""
+"""Make the built-in city and write it in the formats of real datasets.
+
+The city is generated from a seed, with no data of any kind: it is what this project trains, tests and
+demonstrates with where the real datasets are absent. A marker file in each folder says so.
+"""
 
 import argparse
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,6 +25,7 @@ from data_prep.city.sizes import SIZES
 from data_prep.city.world import World, build_world
 from data_prep.city.write_nuscenes import TableWriter, make_folders, write_map
 from data_prep.city.write_osm import write_osm
+from data_prep.errors import InputError
 
 CITY_VERSION = 1  # raise it with every change that alters a byte of what is written
 FORMATS = ("nuscenes", "osm")
@@ -27,13 +33,11 @@ MARKER = "BUILT-IN-CITY.json"
 UNFINISHED = ".city-unfinished"
 
 
-class CityError(Exception):
-    """The city cannot be written as asked; the message says why and what to do."""
-
-
 def main(argv: list[str]) -> None:
     """Command line of `python -m data_prep city`."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep city", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep city", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write nuscenes/ and osm/ into")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="see data_prep/city/sizes.py")
     parser.add_argument(
@@ -51,17 +55,14 @@ def main(argv: list[str]) -> None:
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
     if workers < 1:
         parser.error(f"--workers must be at least 1, it is {workers}")
-    try:
-        generate(arguments.out, arguments.size, formats, arguments.seed, workers)
-    except CityError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    generate(arguments.out, arguments.size, formats, arguments.seed, workers)
 
 
 def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, workers: int) -> None:
     """Write the city to `out`, format by format, each renamed into place when whole.
 
-    A format that is there already is left alone when it was made with the same settings; CityError when it was not, or
-    when the folder was not made by the city.
+    A format that is there already is left alone when it was made with the same settings; InputError when it
+    was not, or when the folder was not made by the city.
     """
     settings = {"city_version": CITY_VERSION, "size": size_name, "seed": seed, **asdict(SIZES[size_name])}
     settings = json.loads(json.dumps(settings))
@@ -80,8 +81,8 @@ def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, wor
         _write(partial, missing, size_name, seed, workers)
         for name in missing:
             marker = {
-                "what": "the built-in city of placerec_jax: generated, not recorded. No figure from it is a figure on "
-                f"{_REAL_NAME[name]}.",
+                "what": "the built-in city of placerec_jax: generated, not recorded. "
+                f"No figure from it is a figure on {_REAL_NAME[name]}.",
                 "format": name,
                 "settings": settings,
             }
@@ -98,24 +99,25 @@ _REAL_NAME = {"nuscenes": "nuScenes", "osm": "OpenStreetMap"}
 
 
 def _finished(folder: Path, settings: dict) -> bool:
-    """Whether `folder` holds this very city. CityError when it holds something else."""
+    """Whether `folder` holds this very city. InputError when it holds something else."""
     if not folder.exists():
         return False
     marker = folder / MARKER
     if not marker.exists():
-        raise CityError(
+        raise InputError(
             f"{folder} exists and has no {MARKER}: it was not made by the city and is left alone. "
             "Choose another --out, or remove the folder yourself."
         )
     try:
         found = json.loads(marker.read_text())["settings"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise CityError(f"{marker} cannot be read ({error!r}). Remove {folder} and run again.") from error
+        raise InputError(f"{marker} cannot be read ({error!r}). Remove {folder} and run again.") from error
     if found != settings:
         changed = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
         difference = "; ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} asked" for k in changed)
-        raise CityError(
-            f"{folder} holds a city made with other settings ({difference}). Choose another --out, or remove the folder."
+        raise InputError(
+            f"{folder} holds a city made with other settings ({difference}). "
+            "Choose another --out, or remove the folder."
         )
     return True
 
@@ -146,9 +148,7 @@ def _write_nuscenes(
     recorded: dict[str, tuple[list[Car], list[list[Box]]]] = {}
     total = sum(scene.keyframes for _, scene in tasks)
     with tqdm(total=total, unit="keyframe", desc=f"city {size_name}") as bar:
-        # The first progress shows before the first scene is whole: the maps are written while the workers start.
-        results = _recorded(root, tasks, size_name, seed, workers)
-        for scene, result in results:
+        for scene, result in _recorded(root, tasks, size_name, seed, workers):
             recorded[scene.name] = result
             bar.update(scene.keyframes)
     tables = TableWriter()
@@ -173,7 +173,9 @@ def _recorded(
         return
     # Spawned, not forked: Embree and OpenCV may have started threads here, which a fork would lose.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+    # Ctrl-C reaches all processes of a terminal; the parent alone answers it.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(min(workers, len(tasks)), context, signal.signal, ignore) as pool:
         futures = {
             pool.submit(record_scene, root, log, scene, size_name, seed): scene for log, scene in tasks
         }

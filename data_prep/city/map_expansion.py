@@ -4,6 +4,7 @@ import hashlib
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -57,11 +58,14 @@ class _Layers:
 def expansion(world: World) -> dict:
     """The map-expansion JSON of one town, with every layer that the devkit loads.
 
-    `drivable_area` is exactly the surface that is rendered as road. Lanes end before junctions; there are no lane
-    connectors, so `connectivity` says that no lane leads into another.
+    `drivable_area` is exactly the surface that is rendered as road. Lanes end before junctions; there are
+    no lane connectors, so `connectivity` says that no lane leads into another.
     """
     layers = _Layers(world.location)
-    named = lambda *parts: token(world.location, *parts)  # noqa: E731
+
+    def named(*parts: object) -> str:
+        return token(world.location, *parts)
+
     area = {
         "token": named("drivable_area"),
         "polygon_tokens": [layers.add_polygon(p) for p in polygons(world.road)],
@@ -145,7 +149,6 @@ def expansion(world: World) -> dict:
                     )
                 connectivity[name] = {"incoming": [], "outgoing": []}
                 arclines[name] = [_straight_path((first + (inner + outer) / 2), (last + (inner + outer) / 2))]
-    by_street = dict(enumerate(graph.streets))
     lights = []
     for number, pole in enumerate(world.furniture.poles):
         if pole.kind == "traffic_signals":
@@ -169,7 +172,7 @@ def expansion(world: World) -> dict:
             }
             lights.append((pole.street, pole.xy, record))
     stop_lines = []
-    for number, (street, node, polygon) in enumerate(world.stop_lines):
+    for number, (street, _, polygon) in enumerate(world.stop_lines):
         middle = np.array(polygon.centroid.coords[0])
         controlling = [r["token"] for s, xy, r in lights if s == street and np.hypot(*(middle - xy)) < 25]
         stop_lines.append(
@@ -182,7 +185,6 @@ def expansion(world: World) -> dict:
                 "road_block_token": named("road_block", street, -1),
             }
         )
-    del by_street
     return {
         "version": "1.3",
         "canvas_edge": list(MAP_SIZES[world.location]),
@@ -289,6 +291,6 @@ def write_mask(path: Path, world: World) -> None:
         _write_chunk(file, b"IEND", b"")
 
 
-def _write_chunk(file, kind: bytes, data: bytes) -> None:
+def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
     if data or kind == b"IEND":
         file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))

@@ -39,7 +39,7 @@ class Facade(NamedTuple):
 
 
 class Mesh(NamedTuple):
-    """Triangles of one location. Coordinates are map coordinates minus `centre` so that float32 holds millimetres."""
+    """Triangles of one location, relative to `centre` so that float32 holds millimetres."""
 
     triangles: np.ndarray  # (N, 3, 3) float32
     material: np.ndarray  # (N,) uint8
@@ -84,7 +84,7 @@ class MeshBuilder:
         )
 
     def add_facade(
-        self, start: np.ndarray, end: np.ndarray, z0: float, z1: float, colour, facade: Facade
+        self, start: np.ndarray, end: np.ndarray, z0: float, z1: float, colour: np.ndarray, facade: Facade
     ) -> None:
         """Add a vertical wall over the ground segment `start` → `end` ((2,) each), windows centred on it.
 
@@ -158,7 +158,7 @@ def flat(geometry: shapely.Geometry, z: float) -> np.ndarray:
 
 
 def wall_quad(start: np.ndarray, end: np.ndarray, z0: float, z1: float) -> np.ndarray:
-    """Vertical quads over segments (2,) or (n, 2) `start` → `end` as (2n, 3, 3) triangles, facing right of them."""
+    """Vertical quads over segments (2,) or (n, 2) → (2n, 3, 3) triangles, facing right of start → end."""
     start, end = np.atleast_2d(start), np.atleast_2d(end)
     low, high = np.full((len(start), 1), z0), np.full((len(start), 1), z1)
     a, b = np.append(start, low, 1), np.append(end, low, 1)
@@ -179,7 +179,7 @@ def boundary_walls(geometry: shapely.Geometry, z0: float, z1: float) -> np.ndarr
 def prism(
     centre: np.ndarray, radius: float, z0: float, z1: float, sides: int = 6, taper: float = 1.0
 ) -> np.ndarray:
-    """An upright prism around `centre` (2,), its top scaled by `taper` → (2·sides + sides, 3, 3) triangles."""
+    """An upright prism around `centre` (2,), its top scaled by `taper` → (3·sides, 3, 3) triangles."""
     angle = np.arange(sides + 1) * (2 * np.pi / sides)
     circle = np.stack([np.cos(angle), np.sin(angle)], 1)
     low = np.append(centre + radius * circle, np.full((sides + 1, 1), z0), 1)

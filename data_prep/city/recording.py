@@ -1,4 +1,4 @@
-"""What the vehicle records on its drives: times and poses of all sensors, images, point clouds, boxes of parked cars."""
+"""What the vehicle records: times and poses of all sensors, images, point clouds, boxes of parked cars."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,7 @@ from data_prep.city.world import World, build_world, location_rng
 VIEW = 260.0  # m around a drive: what stands farther away is not rendered
 ANNOTATION_RANGE = 50.0  # m
 JPEG_QUALITY = 92
+RAYS_AT_ONCE = 2**17  # so that the arrays of shading stay in the cache, and large images in memory
 
 
 class Box(NamedTuple):
@@ -126,7 +127,9 @@ def record_scene(
     for keyframe in times:
         poses = [ego_to_map(pose) for pose in ego_poses(log, keyframe)]
         origins, view = camera_rays(own.rig, poses[1:], rays, world.centre)
-        colour = shader.shade(origins, view, caster.cast(origins, view)).reshape(-1, height, width, 3)
+        pieces = [slice(first, first + RAYS_AT_ONCE) for first in range(0, len(view), RAYS_AT_ONCE)]
+        colour = [shader.shade(origins[p], view[p], caster.cast(origins[p], view[p])) for p in pieces]
+        colour = np.concatenate(colour).reshape(-1, height, width, 3)
         for index, (camera, timestamp) in enumerate(zip(own.rig.cameras, keyframe[1:], strict=True)):
             image = develop(colour[index], float(own.light.exposure[index]), own.light.noise, rng)
             path = root / file_name(log, camera.channel, timestamp)

@@ -1,8 +1,8 @@
 """The vehicle's sensors: six cameras and a 32-beam LiDAR, mounted and calibrated like those of nuScenes.
 
-Every ray is cast by Embree. Camera frames: z forward, x right, y down. A pixel (column i, row j) covers the square from
-(i, j) to (i + 1, j + 1), so that intrinsics scale with the image size; its ray goes through (i + 0.5, j + 0.5).
-LiDAR frame: x right, y forward, z up, as in nuScenes.
+Every ray is cast by Embree. Camera frames: z forward, x right, y down. A pixel (column i, row j) covers the
+square from (i, j) to (i + 1, j + 1), so that intrinsics scale with the image size; its ray goes through (i
++ 0.5, j + 0.5). LiDAR frame: x right, y forward, z up, as in nuScenes.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ CAMERAS: dict[str, _Mount] = {
     "CAM_BACK_LEFT": _Mount(1256.7, (792.1, 492.8), (1.04, 0.48, 1.59), 110.0, 0.001),
 }
 LIDAR_POSITION = (0.94, 0.0, 1.84)
-LIDAR_ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, 32))
+LIDAR_BEAMS = 32
+LIDAR_ELEVATION = (-30.67, 10.67)  # degrees, of the lowest and the highest beam
 LIDAR_RANGE = 80.0  # m
 LIDAR_NOISE = 0.015  # m, standard deviation of a range
 LIDAR_LOSS = 0.03  # share of returns that are lost
@@ -66,12 +67,12 @@ class Camera:
     size: tuple[int, int]  # width, height
 
     def rays(self) -> np.ndarray:
-        """(height · width, 3) unit directions in the ego frame, row by row."""
+        """(height · width, 3) float32 unit directions in the ego frame, row by row."""
         width, height = self.size
         u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         pixels = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3)
         directions = pixels @ np.linalg.inv(self.intrinsics).T @ self.ego_T_camera[:3, :3].T
-        return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -152,24 +153,25 @@ class RayCaster:
 
 
 def camera_rays(rig: Rig, poses: list[np.ndarray], rays: list[np.ndarray], centre: np.ndarray) -> tuple:
-    """Origins and directions (N, 3) float32 of all cameras' pixels; `poses` are map_T_ego at each exposure."""
+    """Origins and directions (N, 3) float32 of all pixels; `poses` are map_T_ego at each exposure."""
     origins, directions = [], []
     for camera, pose, ray in zip(rig.cameras, poses, rays, strict=True):
         origin = (pose @ camera.ego_T_camera)[:3, 3] - np.append(centre, 0.0)
         origins.append(np.broadcast_to(origin.astype(np.float32), ray.shape))
-        directions.append((ray @ pose[:3, :3].T).astype(np.float32))
+        directions.append(ray @ pose[:3, :3].T.astype(np.float32))
     return np.concatenate(origins), np.concatenate(directions)
 
 
 def lidar_directions(azimuths: int) -> tuple[np.ndarray, np.ndarray]:
     """(32 · azimuths, 3) unit directions in the LiDAR frame and the ring number of each."""
     azimuth = np.arange(azimuths) * (2 * np.pi / azimuths)
-    elevation = np.repeat(LIDAR_ELEVATIONS, azimuths)
-    azimuth = np.tile(azimuth, len(LIDAR_ELEVATIONS))
+    beams = np.radians(np.linspace(*LIDAR_ELEVATION, LIDAR_BEAMS))
+    elevation = np.repeat(beams, azimuths)
+    azimuth = np.tile(azimuth, LIDAR_BEAMS)
     directions = np.stack(
         [np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), np.sin(elevation)], 1
     )
-    return directions, np.repeat(np.arange(len(LIDAR_ELEVATIONS)), azimuths)
+    return directions, np.repeat(np.arange(LIDAR_BEAMS), azimuths)
 
 
 def scan(
@@ -181,7 +183,8 @@ def scan(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One LiDAR sweep, as if taken at one instant.
 
-    Returns (M, 5) float32 x, y, z, intensity, ring in the LiDAR frame, and the parked car each point is on (-1: none).
+    Returns (M, 5) float32 x, y, z, intensity, ring in the LiDAR frame, and the parked car each point is on
+    (-1: none).
     """
     mesh = caster.mesh
     origin = (map_T_lidar[:3, 3] - np.append(mesh.centre, 0.0)).astype(np.float32)

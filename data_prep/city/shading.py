@@ -1,9 +1,11 @@
 """Colours of the rays: procedural textures, windows, sun and shadow, haze, exposure and noise.
 
-Everything is a function of world coordinates and of one Light per drive, computed for all pixels of a keyframe at once.
+Everything is a function of world coordinates and of one Light per drive, computed for all pixels of a
+keyframe at once.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -82,7 +84,7 @@ _TEXTURE = {
 
 
 class Shader:
-    """Colours hits on one mesh. `pixel_angle` (radians) is the size of a pixel, for fading what is too fine to see."""
+    """Colours hits on one mesh. `pixel_angle` (radians) is a pixel's size: finer texture fades."""
 
     def __init__(self, caster: RayCaster, light: Light, pixel_angle: float):
         mesh = caster.mesh
@@ -108,7 +110,7 @@ class Shader:
         facing = np.einsum("ij,ij->i", normal, direction)
         normal = np.where((facing > 0)[:, None], -normal, normal)
         material = self.mesh.material[triangle]
-        albedo = self.mesh.colour[triangle] * self._grain(point, material, distance)[:, None]
+        albedo = self.mesh.colour[triangle] * self._grain(point, normal, material, distance)[:, None]
         self._pave(albedo, material, point, distance)
         gloss = self._windows(albedo, material, triangle, point, distance, facing)
         lit = albedo * self._illumination(point, normal, distance)
@@ -129,13 +131,17 @@ class Shader:
         return colour + glow[:, None] * light.sun_colour * 0.25
 
     def _lookup(self, bank: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self.bank[bank].ravel()[((a.astype(np.int32) & 511) << 9) | (b.astype(np.int32) & 511)]
+        a, b = np.floor(a).astype(np.int32), np.floor(b).astype(np.int32)
+        return self.bank[bank].ravel()[((a & (_BANK - 1)) * _BANK) | (b & (_BANK - 1))]
 
-    def _grain(self, point: np.ndarray, material: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    def _grain(
+        self, point: np.ndarray, normal: np.ndarray, material: np.ndarray, distance: np.ndarray
+    ) -> np.ndarray:
         """Brightness factors of fine grain and blotches; grain finer than a pixel fades out."""
         fine, per_metre, broad, broad_per_metre = self.texture[material].T
-        a = point[:, 0] + 0.83 * point[:, 2] + 4096
-        b = point[:, 1] + 0.61 * point[:, 2] + 4096
+        upright = np.abs(normal[:, 2]) < 0.7
+        a = np.where(upright, normal[:, 0] * point[:, 1] - normal[:, 1] * point[:, 0], point[:, 0])
+        b = np.where(upright, point[:, 2], point[:, 1])
         fade = 1 / (1 + (distance * (self.pixel_angle * 2) * per_metre) ** 2)
         grain = self._lookup(0, a * per_metre, b * per_metre) * (fine * fade)
         return 1 + grain + self._lookup(1, a * broad_per_metre, b * broad_per_metre) * broad
@@ -159,7 +165,7 @@ class Shader:
         distance: np.ndarray,
         facing: np.ndarray,
     ) -> np.ndarray:
-        """Paint windows, shop fronts and brick courses onto the facades → (N,) share of each pixel that is glass."""
+        """Paint windows, shops and bricks onto the facades → (N,) share of each pixel that is glass."""
         gloss = np.zeros(len(albedo), np.float32)
         index = np.flatnonzero(material == Material.FACADE)
         wall = self.mesh.walls[self.mesh.wall[triangle[index]]]
@@ -231,17 +237,20 @@ class Shader:
         lit[index] += strength[:, None] * (self._sky(mirrored) - lit[index])
 
 
-_GAMMA = (np.linspace(0, 1, 4096) ** (1 / 2.2) * 255).astype(np.float32)
+@lru_cache(maxsize=1)
+def _gamma() -> np.ndarray:
+    """(4096,) float32: linear intensity in 4096 steps → grey level."""
+    return (np.linspace(0, 1, 4096) ** (1 / 2.2) * 255).astype(np.float32)
 
 
 def develop(colour: np.ndarray, exposure: float, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) linear RGB → uint8 RGB: exposure, a soft shoulder for highlights, gamma, vignette, pixel noise."""
+    """(H, W, 3) linear RGB → uint8 RGB: exposure, vignette, soft highlights, gamma, pixel noise."""
     height, width = colour.shape[:2]
     y = (np.arange(height, dtype=np.float32) / height - 0.5)[:, None]
     x = (np.arange(width, dtype=np.float32) / width - 0.5)[None]
     vignette = exposure * (1 - 0.35 * (x * x + y * y))
     exposed = colour * vignette[..., None]
     exposed = exposed / (1 + 0.28 * exposed)
-    grey = _GAMMA[np.clip(exposed * 4095, 0, 4095).astype(np.int32)]
+    grey = _gamma()[np.clip(exposed * 4095, 0, 4095).astype(np.int32)]
     grey += rng.standard_normal(grey.shape, np.float32) * np.float32(noise)
     return np.clip(grey, 0, 255).astype(np.uint8)

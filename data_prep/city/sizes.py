@@ -47,7 +47,7 @@ SIZES: dict[str, CitySize] = {
         },
         block_area=7500.0,
         image_size=(192, 108),
-        lidar_azimuths=360,
+        lidar_azimuths=240,
         scene_keyframes=40,
     ),
     "medium": CitySize(

@@ -1,7 +1,8 @@
 """Irregular street graphs: a district is cut into blocks by recursive subdivision.
 
-Each cut joins two sides of a block at an angle near, but not at, a right angle. An end close to an existing junction
-moves onto it, so crossings (X) and T-junctions mix, blocks differ in size, and no two places have the same layout.
+Each cut joins two sides of a block at an angle near, but not at, a right angle. An end close to an existing
+junction moves onto it, so crossings (X) and T-junctions mix, blocks differ in size, and no two places have
+the same layout.
 """
 
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class StreetGraph:
         return float(np.hypot(*(self.nodes[street.a] - self.nodes[street.b])))
 
     def setback(self, number: int, node: int) -> float:
-        """How far from `node` along street `number` the junction ends: where the other streets' kerbs are clear."""
+        """How far from `node` along street `number` the junction ends: beyond the other streets' kerbs."""
         own = self.direction(number, node)
         half = self.streets[number].width / 2
         clear = 0.0
@@ -84,13 +85,8 @@ class StreetGraph:
                 continue
             cosine = float(own @ self.direction(other, node))
             sine = np.sqrt(max(1.0 - cosine**2, 0.0))
-            if cosine < -0.7 and len(self.incident[node]) == 2:
-                clear = half * np.sqrt(
-                    (1 + cosine) / (1 - cosine)
-                )  # a bend: half the width times tan(turn / 2)
-                continue
-            if sine > 0.2:
-                clear = max(clear, (self.streets[other].width / 2 + half * max(cosine, 0.0)) / sine)
+            if sine > 0.15:  # a street that goes straight on has no corner
+                clear = max(clear, (self.streets[other].width / 2 + half * cosine) / sine)
         return min(clear, 0.42 * self.length(number))
 
 
@@ -203,31 +199,28 @@ class _District:
         for end, away in ((ends[0], street / length), (ends[1], -street / length)):
             if not self._angles_are_open(loop, end, away):
                 return None
-        numbers, fresh = [], loop
-        new_nodes = []
+        numbers, new_nodes = [], []
         for end, point in zip(ends, points, strict=True):
             if end.node is None:
                 numbers.append(len(self.nodes) + len(new_nodes))
                 new_nodes.append((end, point))
             else:
                 numbers.append(end.node)
-        sides = {
-            numbers[i]: (loop[e.position], loop[(e.position + 1) % len(loop)]) for i, e in enumerate(ends)
-        }
         fresh = []
-        for a, b in zip(loop, loop[1:] + loop[:1], strict=True):
-            fresh.append(a)
-            fresh += [n for n in numbers if n not in loop and sides[n] == (a, b)]
+        for position, node in enumerate(loop):
+            fresh.append(node)
+            fresh += [
+                number
+                for number, end in zip(numbers, ends, strict=True)
+                if end.node is None and end.position == position
+            ]
         first, second = sorted(fresh.index(n) for n in numbers)
         parts = (fresh[first : second + 1], fresh[second:] + fresh[: first + 1])
-        lookup = {n: p for n, p in zip(numbers, points, strict=True)}
+        known = [*self.nodes, *(point for _, point in new_nodes)]
         for part in parts:
-            shape = shapely.Polygon([lookup.get(i, self.nodes[min(i, len(self.nodes) - 1)]) for i in part])
-            if (
-                not shape.is_valid
-                or shape.area < 0.35 * self.block_area
-                or 16 * shape.area / shape.length**2 < 0.45
-            ):
+            shape = shapely.Polygon([known[node] for node in part])
+            compact = 16 * shape.area / max(shape.length, 1.0) ** 2  # 1 for a square
+            if not shape.is_valid or shape.area < 0.35 * self.block_area or compact < 0.45:
                 return None
         for end, point in new_nodes:
             self._split_side(loop, end, point)
@@ -235,7 +228,7 @@ class _District:
         return parts
 
     def _angles_are_open(self, loop: list[int], end: _Cut, away: np.ndarray) -> bool:
-        """Whether a street leaving along `away` keeps MIN_ANGLE and MIN_EDGE from the streets already there."""
+        """Whether a street leaving along `away` keeps MIN_ANGLE from the streets already there."""
         if end.node is None:
             a, b = loop[end.position], loop[(end.position + 1) % len(loop)]
             side = self.nodes[b] - self.nodes[a]
@@ -266,7 +259,7 @@ class _District:
 def subdivide_district(
     name: str, outline: np.ndarray, block_area: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Street]]:
-    """Cut the polygon `outline` (N, 2) into blocks of about `block_area` m² → nodes and the streets between them."""
+    """Cut the polygon `outline` (N, 2) into blocks of about `block_area` m² → nodes and streets."""
     district = _District(outline, rng, block_area)
     district.subdivide()
     streets = []

@@ -1,6 +1,7 @@
 """One town: streets, ground surfaces, markings, buildings and furniture, as polygons and as a mesh.
 
-The polygons are the truth: the mesh that the sensors see, the nuScenes map and the OSM file are all made from them.
+The polygons are the truth: the mesh that the sensors see, the nuScenes map and the OSM file are all made
+from them.
 """
 
 import zlib
@@ -120,7 +121,7 @@ def _outline(corner: np.ndarray, extent: np.ndarray, rng: np.random.Generator) -
 def _street_plan(
     location: str, size: CitySize, rng: np.random.Generator
 ) -> tuple[StreetGraph, shapely.Polygon, shapely.LineString]:
-    """Place train beside test over val, with the belt between them, and join their rings by undriven roads."""
+    """Place train beside test over val, the belt between them; join their rings by undriven roads."""
     canvas = np.asarray(MAP_SIZES[location])
     axis = int(np.argmax(canvas))  # the town's long side lies along the map's
     extent = {name: np.asarray(d.extent) for name, d in size.districts.items()}
@@ -136,9 +137,9 @@ def _street_plan(
         raise ValueError(f"the town needs {total + 2 * MARGIN} m but the map of {location} is {canvas} m")
     start = MARGIN + room * rng.uniform(0.3, 0.7, 2)
     corner = {
-        "train": start + [0, (total[1] - extent["train"][1]) / 2],
-        "test": start + [extent["train"][0] + BELT, 0],
-        "val": start + [extent["train"][0] + BELT, total[1] - extent["val"][1]],
+        "train": start + np.array([0, (total[1] - extent["train"][1]) / 2]),
+        "test": start + np.array([extent["train"][0] + BELT, 0]),
+        "val": start + np.array([extent["train"][0] + BELT, total[1] - extent["val"][1]]),
     }
     nodes, streets = np.zeros((0, 2)), []
     for name in ("train", "val", "test"):
@@ -224,7 +225,7 @@ def _markings(
     markings, crossings, stop_lines = [], [], []
     centre_colour = WHITE if drives_on_left else YELLOW
     for number, street in enumerate(graph.streets):
-        start, end = graph.nodes[street.a], graph.nodes[street.b]
+        start = graph.nodes[street.a]
         direction = graph.direction(number, street.a)
         left = np.array([-direction[1], direction[0]])
         length = graph.length(number)

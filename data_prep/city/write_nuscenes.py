@@ -44,10 +44,21 @@ class TableWriter:
     def __init__(self) -> None:
         self.tables: dict[str, list[dict]] = {
             name: []
-            for name in (
-                "category attribute visibility instance sensor calibrated_sensor ego_pose log scene sample "
-                "sample_data sample_annotation map"
-            ).split()
+            for name in [
+                "category",
+                "attribute",
+                "visibility",
+                "instance",
+                "sensor",
+                "calibrated_sensor",
+                "ego_pose",
+                "log",
+                "scene",
+                "sample",
+                "sample_data",
+                "sample_annotation",
+                "map",
+            ]
         }
         add = self.tables
         add["category"].append(

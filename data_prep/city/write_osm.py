@@ -69,7 +69,8 @@ def _tags(tags: dict[str, str]) -> str:
 def write_osm(path: Path, world: World) -> None:
     """Write streets, footways, a tunnel, buildings, poles, trees, parks and the river of one town.
 
-    Only things that are rendered are in it, apart from the tunnel (layer=-1), which maps of the surface must leave out.
+    Only things that are rendered are in it, apart from the tunnel (layer=-1), which maps of the surface
+    must leave out.
     """
     osm = _Osm(world.location)
     graph = world.graph
@@ -117,7 +118,8 @@ def write_osm(path: Path, world: World) -> None:
     (south, west), (north, east) = map_to_wgs84(np.stack([lower, upper]), world.location)
     with path.open("w", encoding="utf-8") as file:
         file.write(
-            '<?xml version="1.0" encoding="UTF-8"?>\n<osm version="0.6" generator="placerec_jax built-in city">\n'
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            '<osm version="0.6" generator="placerec_jax built-in city">\n'
         )
         file.write(
             f' <bounds minlat="{south:.9f}" minlon="{west:.9f}" maxlat="{north:.9f}" maxlon="{east:.9f}"/>\n'
