@@ -33,9 +33,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("root", type=Path)
     parser.add_argument("--version", choices=nuscenes.VERSIONS, help="default: the only one in the root")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="for the estimate; default: one a CPU core"
+        "--workers",
+        type=maploc.positive,
+        default=os.cpu_count(),
+        help="for the estimate; default: one a CPU core",
     )
-    parser.add_argument("--image-width", type=int, default=400, help="for the estimate; default 400")
+    parser.add_argument(
+        "--image-width", type=maploc.positive, default=400, help="for the estimate; default 400"
+    )
     options = parser.parse_args(argv)
     version = nuscenes.find_version(options.root, options.version)
     built_in = " (written by the built-in city)" if (options.root / nuscenes.CITY_MARKER).exists() else ""

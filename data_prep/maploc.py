@@ -32,6 +32,7 @@ import numpy as np
 import scipy.spatial
 import shapely
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from data_prep import geodesy, rasterize, tables
 from data_prep.errors import InputError
@@ -75,14 +76,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the prepared folder to write")
     parser.add_argument("--version", choices=nuscenes.VERSIONS, help="default: the only one in the root")
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count(), help="processes; default: one a CPU core"
+        "--workers", type=positive, default=os.cpu_count(), help="processes; default: one a CPU core"
     )
-    parser.add_argument(
-        "--limit", type=_positive, help="keep this many frames, evenly spread over all scenes"
-    )
+    parser.add_argument("--limit", type=positive, help="keep this many frames, evenly spread over all scenes")
     parser.add_argument(
         "--image-width",
-        type=_positive,
+        type=positive,
         default=400,
         help="pixels to which wider images are reduced (default 400)",
     )
@@ -149,7 +148,10 @@ def convert(
     }
 
     nuscenes.check_files(frames)
-    extracts = [osm.read_osm(path) for path in osm_files]
+    extracts = [
+        osm.read_osm(path)
+        for path in tqdm(osm_files, desc="reading OpenStreetMap", unit="file", delay=1, leave=False)
+    ]
     map_sources = [
         _map_source(raw, location, poses[[f.location == location for f in frames], :2], extracts)
         for location in sorted({frame.location for frame in frames})
@@ -227,9 +229,11 @@ def frame_features() -> tfds.features.FeaturesDict:
                 shape=(cameras, 3, 3), dtype=np.float32, doc="K of the stored images"
             ),
             "ego_T_camera": tfds.features.Tensor(shape=(cameras, 4, 4), dtype=np.float32),
+            # As bytes: a tf.train.Example has no float64, TFDS would round it to float32.
             "map_pose_ego": tfds.features.Tensor(
                 shape=(3,),
                 dtype=np.float64,
+                encoding="bytes",
                 doc="x, y (m), yaw (rad) at the LiDAR's time, in the location's map frame",
             ),
         }
@@ -331,7 +335,10 @@ def map_features() -> tfds.features.FeaturesDict:
                 doc=", ".join(MAP_CHANNELS),
             ),
             "origin": tfds.features.Tensor(
-                shape=(2,), dtype=np.float64, doc="map x, y (m) of the outer corner of cell (0, 0)"
+                shape=(2,),
+                dtype=np.float64,
+                encoding="bytes",
+                doc="map x, y (m) of the outer corner of cell (0, 0)",
             ),
             "cell": tfds.features.Scalar(np.float32, doc="side of a cell, m"),
         }
@@ -502,7 +509,8 @@ def _describe_extract(extract: osm.OsmData) -> dict[str, Any]:
     }
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A command-line number of 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text}")

@@ -286,12 +286,15 @@ def _write_shard(out: Path, table: Table, shard: int, progress: Callable[[int], 
     path = out / table.shard_file(shard)
     incomplete = path.with_name(path.name + INCOMPLETE)
     features = table.features()
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     digest = hashlib.sha256()
     records = size = 0
     try:
         with incomplete.open("wb") as file:
             for example in table.examples(table.shards[shard]):
-                record = frame_record(features.serialize_example(example))
+                message = serializer.get_tf_example(features.encode_example(example))
+                # Not `features.serialize_example`: its order of the fields differs from process to process.
+                record = frame_record(message.SerializeToString(deterministic=True))
                 file.write(record)
                 digest.update(record)
                 records, size = records + 1, size + len(record)

@@ -238,11 +238,9 @@ def read_drivable_area(root: Path, location: str) -> list[list[np.ndarray]]:
         for token in _field(path, area, "polygon_tokens", list):
             polygon = _lookup(path, area, "polygon_tokens", token, "polygon", polygons)
             exterior = ring(polygon, _field(path, polygon, "exterior_node_tokens", list))
-            holes = [
-                ring(polygon, _field(path, h, "node_tokens", list))
-                for h in _field(path, polygon, "holes", list)
-            ]
-            result.append([exterior, *holes])
+            holes = [_field(path, hole, "node_tokens", list) for hole in _field(path, polygon, "holes", list)]
+            # The published maps have holes without nodes.
+            result.append([exterior, *(ring(polygon, hole) for hole in holes if hole)])
     return result
 
 

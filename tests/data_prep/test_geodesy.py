@@ -72,7 +72,7 @@ def test_download_boxes():
 
 
 def test_unknown_location_lists_the_known():
-    with pytest.raises(InputError, match="'atlantis'.*boston-seaport.*singapore-onenorth"):
+    with pytest.raises(InputError, match=r"'atlantis'.*boston-seaport.*singapore-onenorth"):
         geodesy.wgs84_to_map([0.0, 0.0], "atlantis")
 
 

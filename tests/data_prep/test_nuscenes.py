@@ -61,7 +61,7 @@ NOT_UNIT = [1.0, 0.2, 0.0, 0.0]
 BAD_RECORDS = {
     "dangling sensor": (
         _set("calibrated_sensor", 0, sensor_token="gone"),
-        r"calibrated_sensor\.json: record 'calibrated-CAM_FRONT_LEFT': field 'sensor_token' is 'gone'.*sensor\.json",
+        r"calibrated_sensor\.json: record 'calibrated-CAM_FRONT_LEFT'.*'sensor_token' is 'gone'.*sensor\.json",
     ),
     "dangling log": (_set("scene", 0, log_token="gone"), r"scene\.json: .*'log_token' is 'gone'.*log\.json"),
     "dangling scene": (
@@ -204,9 +204,14 @@ class TestMapExpansion:
         with pytest.raises(InputError, match=rf"{LOCATION}\.json: expected map expansion version 1\.3"):
             nuscenes.read_drivable_area(tiny.root, LOCATION)
 
+    def test_a_hole_without_nodes_is_none(self, tiny):
+        tiny.drivable["polygon"][0]["holes"].append({"node_tokens": []})
+        tiny.write()
+        assert [len(p) for p in nuscenes.read_drivable_area(tiny.root, LOCATION)] == [2]
+
     def test_missing(self, tiny):
         nuscenes.map_expansion_file(tiny.root, LOCATION).unlink()
-        with pytest.raises(InputError, match="no file.*Download the nuScenes map expansion"):
+        with pytest.raises(InputError, match=r"no file.*Download the nuScenes map expansion"):
             nuscenes.read_drivable_area(tiny.root, LOCATION)
 
     def test_truncated(self, tiny):

@@ -1,6 +1,7 @@
 """The OpenStreetMap reader: what is kept, what is glued, what is refused."""
 
 import gzip
+import itertools
 
 import numpy as np
 import osmium
@@ -16,11 +17,17 @@ GRID = Grid2D((0.0, 20.0, 0.0, 20.0), 0.5)
 
 # A building with a hole, whose outer ring is split over two ways running against each other; a road, a
 # signal; and a road and a building below the ground.
-NODES = {
-    **{1: (2, 3), 2: (8, 3), 3: (8, 7), 4: (2, 7)},
-    **{5: (4, 4), 6: (6, 4), 7: (6, 6), 8: (4, 6)},
-    **{9: (10, 12), 10: (18, 12), 11: (10, 2), 12: (18, 2), 13: (18, 5), 14: (1, 18), 15: (19, 18)},
-}
+NODES = dict(
+    enumerate(
+        [
+            *[(2, 3), (8, 3), (8, 7), (2, 7)],  # 1 to 4, the outer ring
+            *[(4, 4), (6, 4), (6, 6), (4, 6)],  # 5 to 8, the hole
+            *[(10, 12), (18, 12)],  # 9, 10, the road
+            *[(10, 2), (18, 2), (18, 5), (1, 18), (19, 18)],  # 11 to 15, below the ground
+        ],
+        start=1,
+    )
+)
 BODY = """
 <node id="16" version="1" lat="{lat:.7f}" lon="{lon:.7f}"><tag k="highway" v="traffic_signals"/></node>
 <way id="1" version="1"><nd ref="1"/><nd ref="2"/><nd ref="3"/></way>
@@ -146,7 +153,7 @@ class TestGlueRings:
     def test_reverses_and_reorders(self):
         (ring,) = osm.glue_rings([[1, 2, 3], [5, 4, 3], [5, 6, 1]])
         assert ring[0] == ring[-1]
-        edges = {frozenset(edge) for edge in zip(ring[:-1], ring[1:], strict=True)}
+        edges = {frozenset(edge) for edge in itertools.pairwise(ring)}
         assert edges == {frozenset(e) for e in [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 1)]}
 
     def test_several_rings(self):
