@@ -111,6 +111,7 @@ run() {
     status=0
     on_hosts all "set -o pipefail; cd \"\$HOME/placerec_jax\" && { $quoted; } 2>&1 | tee -a run.log" || status=$?
     if ((status == 0)); then return; fi
+    # Training that saved itself before a preemption ends with status 75, a lost connection with 255.
     # A slice that is still there means that PROGRAM itself failed: starting it again would fail again.
     # One that was taken long enough ago is gone, and only its request is left to tell.
     state=$(tpus tpu-vm describe "$name" --format 'value(state)') ||

@@ -2,11 +2,13 @@
 
     python -m placerec_jax.train --config=configs/maplocnet.py [--workdir=DIR] [--config.train.steps=100]
 
-Running the same command again goes on from the newest checkpoint in the working directory.
+Running the same command again goes on from the newest checkpoint in the working directory. Exit status 75:
+a signal stopped the run, which was saved.
 """
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,9 +171,12 @@ def _main(_: Any) -> None:
     process.start(values.distributed)
     workdir = Path(values.workdir or values.config.workdir)
     try:
-        run(values.config, workdir, values.init_from, values.restore_step)
+        finished = run(values.config, workdir, values.init_from, values.restore_step)
     except _FAILURES as error:
         sys.exit(f"error: {error}")
+    if not finished:
+        # Not 0, so that what would come next (an evaluation, the end of a queue) waits for the rest.
+        sys.exit(os.EX_TEMPFAIL)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`python -m placerec_jax.train` as users run it: killed, stopped, refused, on bad data, on more devices."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -124,7 +125,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(toy, finished, tmp_path):
     wait_for_lines(process, workdir, 3)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, said
+    assert process.returncode == os.EX_TEMPFAIL, said
     assert "SIGTERM: finishing this step and saving" in said
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert f"stopped and saved at step {step} of 40; the same command goes on from there" in said
@@ -140,7 +141,8 @@ def test_a_second_interrupt_exits_at_once(toy, tmp_path):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 0)  # 0: the first was already obeyed
+    # EX_TEMPFAIL: the first was already obeyed.
+    assert process.returncode in (-signal.SIGINT, os.EX_TEMPFAIL)
 
 
 def test_what_a_run_says_and_leaves(finished):
@@ -246,7 +248,7 @@ def test_two_processes_train_like_one_and_stop_together(toy_root, finished, tmp_
     wait_for_lines(processes[0], workdir, 12)
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.returncode for process in processes] == [os.EX_TEMPFAIL] * 2, said
     assert "stopped and saved at step" in said[0]
     # Both go on to the end.
     processes = [trainer.start(workdir) for trainer in trainers]
