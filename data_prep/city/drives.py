@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import minimum_filter1d
 
 from data_prep.city.official_scenes import official_scenes
 from data_prep.city.sizes import CitySize
@@ -11,6 +12,8 @@ from data_prep.city.world import World, location_rng
 
 KEYFRAME_SECONDS = 0.5
 STEP = 0.25  # m between the points of a trajectory
+MAX_SPEED = 10.6  # m/s
+SIDEWAYS = 5.0  # m/s², the acceleration allowed in bends
 SCENES_PER_LOG = 4
 REVISIT_SHARE = 0.25  # of a district's scenes, half in the same and half in the opposite direction
 
@@ -113,9 +116,6 @@ def _routes(
     return planned
 
 
-MAX_SPEED = 10.5  # m/s
-
-
 def _length(graph: StreetGraph, route: list[int]) -> float:
     points = graph.nodes[route]
     return float(np.hypot(*np.diff(points, axis=0).T).sum())
@@ -191,7 +191,7 @@ def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.G
     graph = world.graph
     sign = 1.0 if world.drives_on_left else -1.0
     lane = rng.random()
-    curves, slow = [], []
+    curves = []
     for position in range(len(route)):
         streets = [
             (step, _street_between(graph, route[position + step], route[position + step + 1]))
@@ -210,33 +210,33 @@ def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.G
             ends.append((graph.nodes[route[position]] + along * direction + offset, direction))
         if len(ends) == 1:
             curves.append(ends[0][0][None])
-            slow.append(np.zeros(1))
             continue
         (p1, d1), (p2, d2) = ends
         curves.append(_curve(p1, d1, p2, d2))
-        slow.append(np.pad(np.full(23, abs(turn)), 1))
     points = np.concatenate(curves)
-    turning = np.concatenate(slow)
-    step = np.hypot(*np.diff(points, axis=0).T)
-    keep = np.append(True, step > 1e-6)
-    points, turning = points[keep], turning[keep]
+    keep = np.append(True, np.hypot(*np.diff(points, axis=0).T) > 1e-6)
+    points = points[keep]
     s = np.append(0.0, np.cumsum(np.hypot(*np.diff(points, axis=0).T)))
     even = np.arange(0.0, s[-1], STEP)
     xy = np.stack([np.interp(even, s, points[:, k]) for k in (0, 1)], 1)
-    # Slower in turns, with the change spread over 10 m before and after.
-    pace = np.where(np.interp(even, s, turning) > 0.5, 0.72, 1.0)
-    kernel = np.hanning(81) / np.hanning(81).sum()
-    pace = np.convolve(np.pad(pace, 40, mode="edge"), kernel, mode="valid")
-    speed = rng.uniform(8.6, 9.8) * pace * (1 + 0.06 * np.sin(even / 37.0 + rng.uniform(0, 6)))
+    padded = np.pad(xy, ((6, 6), (0, 0)), mode="reflect", reflect_type="odd")
+    xy = np.stack([np.convolve(padded[:, k], np.full(13, 1 / 13), mode="valid") for k in (0, 1)], 1)
+    wander = 0.12 * np.sin(even / 23.0 + rng.uniform(0, 6))  # nobody drives exactly in the middle of the lane
+    tangent = np.gradient(xy, axis=0)
+    left = np.stack([-tangent[:, 1], tangent[:, 0]], 1) / np.linalg.norm(tangent, axis=1, keepdims=True)
+    xy = xy + wander[:, None] * left
+    tangent = np.gradient(xy, axis=0)
+    yaw = np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0]))
+    # Slow enough in bends for a bearable sideways acceleration, with the braking spread over 10 m.
+    cruise = rng.uniform(8.8, 10.0) * (1 + 0.06 * np.sin(even / 37.0 + rng.uniform(0, 6)))
+    curvature = np.abs(np.gradient(yaw, STEP))
+    speed = np.minimum(cruise, np.sqrt(SIDEWAYS / np.maximum(curvature, 1e-3)))
+    speed = minimum_filter1d(speed, 41)
+    kernel = np.hanning(43)[1:-1]
+    speed = np.convolve(np.pad(speed, 20, mode="edge"), kernel / kernel.sum(), mode="valid")
     time = np.append(0.0, np.cumsum(STEP / speed[:-1]))
     if time[-1] < seconds + 2:
         raise RuntimeError(f"a route of {s[-1]:.0f} m lasts {time[-1]:.1f} s; {seconds + 2:.1f} s are needed")
-    smooth = np.pad(xy, ((6, 6), (0, 0)), mode="reflect", reflect_type="odd")
-    xy = np.stack([np.convolve(smooth[:, k], np.full(13, 1 / 13), mode="valid") for k in (0, 1)], 1)
-    tangent = np.gradient(xy, axis=0)
-    yaw = np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0]))
-    wander = 0.12 * np.sin(even / 23.0 + rng.uniform(0, 6))
-    xy = xy + wander[:, None] * np.stack([-np.sin(yaw), np.cos(yaw)], 1)
     return Trajectory(time - 1.0, xy, yaw)
 
 
