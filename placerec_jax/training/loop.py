@@ -161,7 +161,7 @@ class _FiniteWatch:
 
 
 def _log(run: Run, step: int, metrics: dict[str, jax.Array], progress: Progress) -> None:
-    values = {name: float(value) for name, value in metrics.items() if name != "nonfinite"}
+    values = {name: float(v) for name, v in jax.device_get(metrics).items() if name != "nonfinite"}
     rates = progress.rates(values["loss"])
     if run.log is not None:
         run.log.write(step, values)

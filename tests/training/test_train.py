@@ -18,26 +18,30 @@ import tensorstore
 
 from tests.toy.prepared import write_prepared
 
-TOY = Path(__file__).parents[1] / "toy"
+CHECKOUT = Path(__file__).parents[2]
+TOY = CHECKOUT / "tests" / "toy"
+METHODS = sorted(path for path in (CHECKOUT / "configs").glob("*.py") if path.stem != "common")
 
 
 class Trainer:
     """Starts training runs of one config; every workdir is its own."""
 
-    def __init__(self, environment: dict[str, str], module: list[str], config: str, *options: str) -> None:
-        self._environment = environment
+    def __init__(
+        self, environment: dict[str, str], module: list[str], config: str, *options: str, cwd: Path = CHECKOUT
+    ) -> None:
+        self._environment, self._cwd = environment, cwd
         self._command = [sys.executable, *module, f"--config={config}", *options]
 
     def start(self, workdir: Path, *options: str) -> subprocess.Popen:
         command = [*self._command, f"--workdir={workdir}", *options]
         return subprocess.Popen(
-            command, cwd=TOY.parents[1], env=self._environment, stderr=subprocess.PIPE, text=True
+            command, cwd=self._cwd, env=self._environment, stderr=subprocess.PIPE, text=True
         )
 
     def run(self, workdir: Path, *options: str, expect: int = 0) -> str:
         """Runs to the end; what it said."""
         process = self.start(workdir, *options)
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=400)[1]
         assert process.returncode == expect, said[-4000:]
         return said
 
@@ -69,9 +73,9 @@ def lines(workdir: Path) -> int:
 
 
 def wait_for_lines(process: subprocess.Popen, workdir: Path, count: int) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 400
     while lines(workdir) < count and process.poll() is None:
-        assert time.monotonic() < deadline, f"{lines(workdir)} lines of metrics after 100 s, expected {count}"
+        assert time.monotonic() < deadline, f"{lines(workdir)} lines of metrics after 400 s, expected {count}"
         time.sleep(0.005)
 
 
@@ -102,9 +106,12 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def kill_and_resume(trainer: Trainer, reference: Path, workdir: Path, kills: int, seed: int) -> None:
-    """Kills a run at random moments, lets it finish, and compares it with `reference`, never stopped."""
-    moments = sorted(random.Random(seed).sample(range(1, lines(reference)), kills))
+def kill_and_resume(trainer: Trainer, reference: Path, workdir: Path, kills: int, earliest: int) -> None:
+    """Kills a run at random moments, lets it finish, and compares it with `reference`, never stopped.
+
+    A moment is a number of lines in the log; from `earliest` on there is a checkpoint.
+    """
+    moments = sorted(random.sample(range(earliest, lines(reference)), kills))
     for moment in moments:
         process = trainer.start(workdir)
         wait_for_lines(process, workdir, moment)
@@ -116,7 +123,7 @@ def kill_and_resume(trainer: Trainer, reference: Path, workdir: Path, kills: int
 
 
 def test_a_killed_run_resumes_to_the_same_bits(toy, finished, tmp_path):
-    kill_and_resume(toy, finished.workdir, tmp_path / "killed", kills=2, seed=random.randrange(2**32))
+    kill_and_resume(toy, finished.workdir, tmp_path / "killed", kills=2, earliest=6)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(toy, finished, tmp_path):
@@ -264,3 +271,24 @@ def test_two_processes_train_like_one_and_stop_together(toy_root, finished, tmp_
 def test_worker_processes_change_nothing(toy, finished, tmp_path):
     toy.run(tmp_path / "run", "--config.data.workers=2")
     assert_same_run(tmp_path / "run", finished.workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", METHODS, ids=lambda path: path.stem)
+def test_every_method_resumes_to_the_same_bits_and_moves_to_eight_devices(
+    config, tmp_path, command_environment
+):
+    module, arguments = ["-m", "placerec_jax.train"], f"{config}:tiny"
+    reference = tmp_path / "reference"
+    trainer = Trainer(command_environment, module, arguments, cwd=tmp_path)
+    trainer.run(reference)  # prepares the data, too
+    kill_and_resume(trainer, reference, tmp_path / "killed", kills=1, earliest=5)
+
+    moved = shutil.copytree(reference, tmp_path / "moved")
+    middle = min(int(p.name) for p in (moved / "checkpoints").iterdir())
+    environment = {**command_environment, "JAX_NUM_CPU_DEVICES": "8"}
+    options = (f"--restore_step={middle}", "--config.mesh.fsdp=2", "--config.mesh.fsdp_min_size=512")
+    said = Trainer(environment, module, arguments, cwd=tmp_path).run(moved, *options)
+    assert "on 8 x cpu (mesh {'data': 4, 'fsdp': 2}" in said
+    for one, eight in zip(metrics(reference), metrics(moved), strict=True):
+        assert eight == pytest.approx(one, rel=1e-2)
