@@ -17,8 +17,7 @@ from data_prep.errors import InputError
 
 
 def find_commands() -> dict[str, tuple[str, str]]:
-    """Command → its module and the first line of its docstring. Reads the sources: importing them takes
-    seconds."""
+    """Command → its module and the first line of its docstring, from the sources: imports take seconds."""
     commands = {}
     for module in pkgutil.iter_modules(data_prep.__path__):
         if module.name == "__main__":

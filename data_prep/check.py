@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import maploc
+from data_prep import images, maploc
 from data_prep.errors import InputError
 from data_prep.raw import nuscenes
 
@@ -101,11 +101,11 @@ def check(root: Path, version: str, workers: int, image_width: int) -> Iterator[
     timed = [path for path in timed if path.is_file()]
     if timed:
         seconds, size = _time_images(timed, image_width)
-        images = total * len(nuscenes.CAMERAS)
+        count = total * len(nuscenes.CAMERAS)
         yield (
             True,
-            f"`maploc` would take about {_duration(seconds * images / workers)} with {workers} workers and "
-            f"write {size * images / 1e9:.2f} GB (from {len(timed)} images: {seconds * 1e3:.1f} ms, "
+            f"`maploc` would take about {_duration(seconds * count / workers)} with {workers} workers and "
+            f"write {size * count / 1e9:.2f} GB (from {len(timed)} images: {seconds * 1e3:.1f} ms, "
             f"{size / 1e3:.0f} kB each)",
         )
 
@@ -129,7 +129,7 @@ def _keyframe_data(table: Path) -> Iterator[dict]:
 def _time_images(paths: Sequence[Path], image_width: int) -> tuple[float, float]:
     """Mean seconds and mean bytes of an image as the converter stores it."""
     begin = time.perf_counter()
-    sizes = [len(maploc.reduced_image(path, image_width)[0]) for path in paths]
+    sizes = [len(images.reduced_image(path, image_width)[0]) for path in paths]
     return (time.perf_counter() - begin) / len(paths), float(np.mean(sizes))
 
 

@@ -85,6 +85,16 @@ def wgs84_box(location: str, margin: float) -> tuple[float, float, float, float]
     return float(south), float(west), float(north), float(east)
 
 
+def sphere_points(latlon: np.ndarray) -> np.ndarray:
+    """(..., 2) latitude, longitude in degrees → (..., 3) float64 metres from the Earth's centre.
+
+    In these, places of different map frames have distances from each other.
+    """
+    lat, lon = np.moveaxis(np.radians(latlon), -1, 0)
+    directions = [np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)]
+    return EARTH_RADIUS * np.stack(directions, axis=-1)
+
+
 def _mercator(latitude: np.ndarray) -> np.ndarray:
     """ψ(φ) = ln tan(π/4 + φ/2), written so that it keeps full precision near the equator."""
     return np.arctanh(np.sin(latitude))

@@ -9,11 +9,7 @@ road, building, node (OpenStreetMap) and drivable (map expansion), over the driv
 every map patch lies inside.
 
 Splits: `official` by scene name, as nuScenes publishes them (its val shares streets with train), and
-`geographic`, see `geographic_split`.
-
-Intrinsics are those of the stored image: rows 0 and 1 of K times the resize factor. That is exact where pixel
-coordinates are measured from the image's outer corner (pixel centres at halves); for a calibration with
-centres at whole numbers it is off by (1 - factor)/2 of a stored pixel.
+`geographic`, see `data_prep.splits`.
 """
 
 import argparse
@@ -27,34 +23,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import scipy.spatial
 import shapely
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep import geodesy, rasterize, tables
+from data_prep import geodesy, images, rasterize, splits, tables
 from data_prep.errors import InputError
-from data_prep.raw import nuscenes, nuscenes_splits, osm
+from data_prep.raw import nuscenes, osm
 from placerec_jax.ops.grid import Grid2D
 
 MAP_CHANNELS = ("road", "building", "node", "drivable")
 CELL = 0.5  # m
-# A 128 m patch of any heading reaches 64·√2 m from its centre, which noise of 30 m an axis moves by 30·√2 m:
-# 132.9 m.
-MAP_MARGIN = 136.0
+# A patch of 128 m and any heading reaches 64·√2 m from its centre, and noise of 30 m an axis moves that by
+# 30·√2 m: 132.9 m in all.
+MAP_MARGIN = 136.0  # m
 
 FRAMES_PER_SHARD = 128
-JPEG_QUALITY = 95
 
 # OSM covers a frame if a road is within half a patch of it; vehicles are hardly ever further from one.
 COVERED_WITHIN = 64.0  # m
 MIN_COVERAGE = 0.95
-
-SPLITS = ("train", "val", "test")
-VAL_SHARE = TEST_SHARE = 0.15
-SPLIT_BUFFER = 133.0  # m
 
 
 def main(argv: Sequence[str]) -> None:
@@ -126,15 +115,18 @@ def convert(
     limit: int | None,
     image_width: int,
 ) -> dict[str, Any]:
-    """Write the prepared folder `out`; returns its manifest. InputError for bad input, with nothing begun
-    where possible."""
+    """Write the prepared folder `out`; returns its manifest.
+
+    Raises InputError for bad input. Only damage inside an image shows after writing has begun; the whole
+    shards that are there by then serve the next run.
+    """
     version = nuscenes.find_version(raw, version)
     frames = nuscenes.read_frames(raw, version)
     poses = np.array([frame.map_pose_ego for frame in frames])
     _check_positions(frames, poses)
     split_of_frame = {
-        "official": official_split(frames, version),
-        "geographic": geographic_split([frame.location for frame in frames], poses[:, :2]),
+        "official": splits.official_split(frames, version),
+        "geographic": splits.geographic_split([frame.location for frame in frames], poses[:, :2]),
     }
     # The splits are of all frames, so that a limit only thins them.
     kept = np.arange(len(frames))
@@ -142,8 +134,8 @@ def convert(
         kept = np.linspace(0, len(frames) - 1, limit).round().astype(int)
     frames = [frames[i] for i in kept]
     poses = poses[kept]
-    splits = {
-        scheme: {split: np.flatnonzero(labels[kept] == split) for split in SPLITS}
+    numbers = {
+        scheme: {split: np.flatnonzero(labels[kept] == split) for split in splits.SPLITS}
         for scheme, labels in split_of_frame.items()
     }
 
@@ -189,7 +181,7 @@ def convert(
                 tables.split_into_shards(frame_inputs, FRAMES_PER_SHARD),
             ),
         ],
-        splits=splits,
+        splits=numbers,
         counts={
             "frames": len(frames),
             "scenes": len({frame.scene for frame in frames}),
@@ -199,10 +191,6 @@ def convert(
         extra={"cameras": list(nuscenes.CAMERAS), "map_channels": list(MAP_CHANNELS)},
         workers=workers,
     )
-
-
-# --- frames
-# -------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,71 +231,19 @@ def frame_features() -> tfds.features.FeaturesDict:
 def frame_examples(inputs: Sequence[FrameInput]) -> Iterator[dict[str, Any]]:
     """One example of `frame_features` a frame."""
     for frame, image_width in ((i.frame, i.image_width) for i in inputs):
-        images, intrinsics = zip(
-            *(stored_image(camera, image_width) for camera in frame.cameras), strict=True
+        jpegs, intrinsics = zip(
+            *(images.stored_image(camera, image_width) for camera in frame.cameras), strict=True
         )
         yield {
             "token": frame.token,
             "scene": frame.scene,
             "location": frame.location,
             "timestamp": frame.timestamp,
-            "images": list(images),
+            "images": list(jpegs),
             "intrinsics": np.stack(intrinsics).astype(np.float32),
             "ego_T_camera": np.stack([camera.ego_T_camera for camera in frame.cameras]).astype(np.float32),
             "map_pose_ego": frame.map_pose_ego,
         }
-
-
-def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.ndarray]:
-    """The JPEG to store, at most `image_width` wide, and its (3, 3) intrinsics; InputError for a damaged
-    image."""
-    content, before, after = reduced_image(camera.path, image_width)
-    if before != (camera.width, camera.height):
-        raise InputError(
-            f"{camera.path}: expected {camera.width} x {camera.height} pixels as sample_data.json says, "
-            f"found {before[0]} x {before[1]}. The calibration would not fit: unpack the image and the "
-            "tables from one release."
-        )
-    factors = np.array([[after[0] / before[0]], [after[1] / before[1]], [1.0]])
-    return content, factors * camera.intrinsics
-
-
-def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
-    """The JPEG file reduced to `image_width`, and its (width, height) before and after. Narrower ones stay as
-    they are."""
-    content = path.read_bytes()
-    pixels = None
-    if content.startswith(_JPEG_START) and _ends_whole(content):
-        pixels = cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-    if pixels is None:
-        raise InputError(
-            f"{path}: expected a whole JPEG image, found {len(content)} bytes that are none: the file is "
-            "truncated or damaged. Unpack it again."
-        )
-    height, width = pixels.shape[:2]
-    if width <= image_width:
-        return content, (width, height), (width, height)
-    size = (image_width, max(1, round(height * image_width / width)))
-    reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", reduced, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return encoded.tobytes(), (width, height), size
-
-
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-
-
-def _ends_whole(content: bytes) -> bool:
-    """Whether the last scan ends: OpenCV fills what a truncated file lacks with grey and says nothing.
-
-    Neither marker can occur inside the coded data of a scan.
-    """
-    return content.rfind(_JPEG_END) > content.rfind(_JPEG_SCAN)
-
-
-# --- maps
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,55 +349,6 @@ def _coverage(xy: np.ndarray, roads: Sequence[np.ndarray]) -> float:
     return len(np.unique(covered)) / len(xy)
 
 
-# --- splits
-# -------------------------------------------------------------------------------------------------------
-
-
-def official_split(frames: Sequence[nuscenes.Frame], version: str) -> np.ndarray:
-    """(N,) str: the split that nuScenes publishes for each frame's scene; InputError for scenes in none."""
-    split_of_scene = nuscenes_splits.split_of_scene(version)
-    unknown = sorted({frame.scene for frame in frames} - set(split_of_scene))
-    if unknown:
-        raise InputError(
-            f"scene.json of {version}: expected scene names of the official splits (scene-0001 to "
-            f"scene-1110), found {len(unknown)} others: {', '.join(unknown[:5])}. Rename the scenes, or "
-            "choose the right --version."
-        )
-    return np.array([split_of_scene[frame.scene] for frame in frames])
-
-
-def geographic_split(locations: Sequence[str], xy: np.ndarray) -> np.ndarray:
-    """(N,) str: a split whose parts share no street; "" where a frame is left out.
-
-    Each location is cut by two lines across the longer side of its drives: the first 15 % of the frames are
-    val, the last 15 % test, those between train. Frames of train closer than 133 m to one of val or test are
-    left out, and frames of val that close to test, so that no map patch at one's true place shows another's.
-    """
-    locations = np.asarray(locations)
-    labels = np.full(len(locations), "train", dtype="<U5")
-    for location in np.unique(locations):
-        at = np.flatnonzero(locations == location)
-        longer = np.argmax(np.ptp(xy[at], axis=0))
-        along = xy[at, longer]
-        ordered = np.sort(along)
-        # Cuts by position, not by rank: a vehicle that stands still is on one side.
-        n_val, n_test = int(VAL_SHARE * len(at)), int(TEST_SHARE * len(at))
-        if n_val:
-            labels[at[along < ordered[n_val]]] = "val"
-        if n_test:
-            labels[at[along > ordered[-n_test - 1]]] = "test"
-        for split, others in (("val", ("test",)), ("train", ("val", "test"))):
-            mine, theirs = at[labels[at] == split], at[np.isin(labels[at], others)]
-            if len(mine) and len(theirs):
-                distance, _ = scipy.spatial.KDTree(xy[theirs]).query(xy[mine])
-                labels[mine[distance < SPLIT_BUFFER]] = ""
-    return labels
-
-
-# --- input checks and hashes
-# --------------------------------------------------------------------------------------
-
-
 def _check_positions(frames: Sequence[nuscenes.Frame], poses: np.ndarray) -> None:
     """InputError for a frame far off its map: a raster over it would be of any size."""
     for location in sorted({frame.location for frame in frames}):
@@ -480,8 +367,7 @@ def _check_positions(frames: Sequence[nuscenes.Frame], poses: np.ndarray) -> Non
 
 
 def _hash_frames(frames: Sequence[nuscenes.Frame]) -> str:
-    """Over tokens, calibration, poses and the sizes of the images: what tells one input from another in
-    little time."""
+    """Over tokens, calibration, poses and sizes of the images: tells inputs apart without reading images."""
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(f"{frame.token} {frame.scene} {frame.location} {frame.timestamp}".encode())

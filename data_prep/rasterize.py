@@ -17,8 +17,7 @@ POINT_SIZE_CELLS = 3
 
 
 def drive_grid(xy: np.ndarray, margin: float, cell: float) -> Grid2D:
-    """The grid over the bounding box of positions (N, 2) grown by `margin` metres, on whole multiples of
-    `cell`."""
+    """The grid over the box of positions (N, 2) grown by `margin` (m), on whole multiples of `cell`."""
     lower = np.floor((xy.min(axis=0) - margin) / cell) * cell
     upper = np.ceil((xy.max(axis=0) + margin) / cell) * cell
     return Grid2D((float(lower[0]), float(upper[0]), float(lower[1]), float(upper[1])), cell)
@@ -67,8 +66,7 @@ def draw_polylines(
 
 
 def draw_points(xy: np.ndarray, grid: Grid2D, size_cells: int = POINT_SIZE_CELLS) -> np.ndarray:
-    """Points (N, 2) in metres → (rows, columns) uint8: squares of `size_cells` (odd) cells about the cell of
-    each."""
+    """Points (N, 2) in metres → (rows, columns) uint8: a square of `size_cells` (odd) cells about each."""
     raster = np.zeros(grid.shape, np.uint8)
     reach = size_cells // 2
     cells = np.floor(_to_cells(xy, grid)).astype(np.int64)

@@ -1,7 +1,8 @@
 """The one writer of prepared folders.
 
-    OUT/<table>/        a TFDS folder: features.json, dataset_info.json,
-    <table>-<table>.tfrecord-00000-of-000NN OUT/splits/*.npz    record numbers by split, one file a scheme
+    OUT/<table>/        a TFDS folder: features.json, dataset_info.json and the shards,
+                        <table>-<table>.tfrecord-00000-of-000NN
+    OUT/splits/*.npz    record numbers by split, one file a scheme
     OUT/manifest.json   what it all is, with hashes; written last: a folder without it is unfinished
 
 Shards are written in parallel, each under another name until it is whole, and noted in OUT/journal.json, so
@@ -170,8 +171,7 @@ class _Journal:
 
     @classmethod
     def open(cls, out: Path, settings: dict[str, Any]) -> "_Journal":
-        """The journal of an unfinished folder, less the shards that are not as it says; a new one where there
-        is none."""
+        """The journal of an unfinished folder, less the shards that are not as it says; else a new one."""
         path = out / JOURNAL
         if not path.exists():
             if out.exists() and (not out.is_dir() or any(out.iterdir())):

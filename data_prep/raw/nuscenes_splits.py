@@ -25,8 +25,7 @@ MINI_VAL = "103 916"
 
 
 def scene_names(runs: str) -> list[str]:
-    """The scene names of a split written as runs of numbers, e.g. "1-2 4" → scene-0001, scene-0002,
-    scene-0004."""
+    """The names of scenes written as runs of numbers: "1-2 4" → scene-0001, scene-0002, scene-0004."""
     numbers: list[int] = []
     for run in runs.split():
         first, _, last = run.partition("-")

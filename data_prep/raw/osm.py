@@ -171,8 +171,10 @@ def _read(path: Path) -> OsmData:
 
 
 def on_ground(tags: Mapping[str, str]) -> bool:
-    """Whether an object is to be drawn: not under the ground, not on an upper floor. Unreadable values do not
-    count."""
+    """Whether an object is to be drawn: not under the ground, not on an upper floor.
+
+    Values that cannot be read do not count.
+    """
     layer = _LEVELS.fullmatch(tags.get("layer", ""))
     if layer and float(layer[1]) < 0:
         return False

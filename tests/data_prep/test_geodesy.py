@@ -61,6 +61,16 @@ def test_near_the_ellipsoidal_tangent_plane(location, bound):
     assert np.hypot(east - 2000, north - 1500) < bound
 
 
+def test_sphere_points_keep_distances():
+    """Two places 500 m apart on one map are 500 m apart between maps, however each is written."""
+    xy = np.array([[1000.0, 400.0], [1300.0, 800.0]])
+    first, second = geodesy.sphere_points(geodesy.map_to_wgs84(xy, "singapore-onenorth"))
+    assert np.linalg.norm(first - second) == pytest.approx(500, abs=0.1)
+    again = geodesy.wgs84_to_map(geodesy.map_to_wgs84(xy[1], "singapore-onenorth"), "singapore-queenstown")
+    other = geodesy.sphere_points(geodesy.map_to_wgs84(again, "singapore-queenstown"))
+    assert np.linalg.norm(first - other) == pytest.approx(500, abs=0.1)
+
+
 def test_download_boxes():
     """The boxes with a margin of 300 m, worked out independently."""
     assert np.allclose(

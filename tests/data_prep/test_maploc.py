@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import geodesy, maploc, tables
+from data_prep import geodesy, maploc, splits, tables
 from data_prep.errors import InputError
 from data_prep.raw import nuscenes
 
@@ -87,35 +87,6 @@ def test_frames_and_maps(tiny, tmp_path):
     assert at(500.1, 515.1) == [0, 0, 0, 0]
 
 
-def test_images_are_never_enlarged(tiny, tmp_path):
-    convert(tiny, tmp_path / "out", image_width=64)
-    frame = nuscenes.read_frames(tiny.root, "v1.0-trainval")[0]
-    content, intrinsics = maploc.stored_image(frame.cameras[0], 1000)
-    assert content == frame.cameras[0].path.read_bytes()
-    np.testing.assert_array_equal(intrinsics, frame.cameras[0].intrinsics)
-
-
-def test_reduced_intrinsics_project_to_the_reduced_pixel(tmp_path):
-    """A bright square projects to its centroid in the stored image, pixel coordinates from the outer
-    corner."""
-    width, height = 160, 90
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[40:48, 96:104] = 255  # centre (100, 44) from the corner
-    cv2.imwrite(str(tmp_path / "image.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 100])
-    matrix = np.array([[120.0, 0, 80], [0, 120.0, 45], [0, 0, 1]])
-    camera = nuscenes.Camera("CAM", tmp_path / "image.jpg", width, height, 0, matrix, np.eye(4), np.eye(4))
-    content, stored = maploc.stored_image(camera, 40)
-    point = np.linalg.inv(matrix) @ [100, 44, 1]
-    u, v, _ = stored @ point
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE).astype(float)
-    image[image < 40] = 0
-    assert image.shape == (22, 40)  # 22.5 is no whole number: rows and columns have factors of their own
-    rows, columns = np.indices(image.shape) + 0.5
-    np.testing.assert_allclose(
-        [(image * columns).sum() / image.sum(), (image * rows).sum() / image.sum()], [u, v], atol=0.05
-    )
-
-
 def test_workers_do_not_change_the_bytes(make_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(maploc, "FRAMES_PER_SHARD", 4)
     tiny = make_tiny(frames_per_scene=5)
@@ -146,9 +117,9 @@ def test_limit_spreads_over_scenes_and_keeps_their_splits(make_tiny, tmp_path):
     convert(tiny, out, limit=6)
     scenes = [frame["scene"].decode() for frame in read_table(out, "frames")]
     assert sorted(scenes) == sorted(["scene-0001", "scene-0003", "scene-0077"] * 2)
-    splits = read_split(out, "official")
-    assert [len(splits[s]) for s in maploc.SPLITS] == [2, 2, 2]
-    assert all(scenes[i] == "scene-0003" for i in splits["val"])
+    numbers = read_split(out, "official")
+    assert [len(numbers[s]) for s in splits.SPLITS] == [2, 2, 2]
+    assert all(scenes[i] == "scene-0003" for i in numbers["val"])
 
 
 def test_the_built_in_city_says_so(tiny, tmp_path):
@@ -174,6 +145,15 @@ class TestOsmCoverage:
         self.far_osm(tiny, 500)
         with pytest.raises(InputError, match=r"33\.3% of its 6 frames"):
             convert(tiny, tmp_path / "out")
+
+    def test_a_folder_of_extracts(self, tiny, tmp_path):
+        out = tmp_path / "out"
+        maploc.main(
+            ["--raw", str(tiny.root), "--osm", str(tiny.osm.parent), "--out", str(out), "--workers", "1"]
+        )
+        assert (out / tables.MANIFEST).exists()
+        with pytest.raises(InputError, match=r"raw: expected extracts \(\.osm.*found none"):
+            maploc.main(["--raw", str(tiny.root), "--osm", str(tiny.root), "--out", str(tmp_path / "other")])
 
     def test_several_extracts_cover_together(self, tiny, tmp_path):
         self.far_osm(tiny, 620)
@@ -203,34 +183,6 @@ class TestOsmCoverage:
         queenstown = maps["singapore-queenstown"]
         i, j = ((xy - queenstown["origin"]) / queenstown["cell"]).astype(int)
         assert queenstown["raster"][i, j, 0] == 1
-
-
-class TestGeographicSplit:
-    def test_parts_are_disjoint_and_apart(self):
-        rng = np.random.default_rng(0)
-        xy = np.concatenate(
-            [rng.uniform((0, 0), (1500, 600), (3000, 2)), rng.uniform((0, 0), (500, 2500), (2000, 2))]
-        )
-        locations = ["a"] * 3000 + ["b"] * 2000
-        labels = maploc.geographic_split(locations, xy)
-        for location in ("a", "b"):
-            at = np.array(locations) == location
-            for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-                mine, theirs = xy[at & (labels == one)], xy[at & (labels == other)]
-                gaps = np.linalg.norm(mine[:, None] - theirs[None], axis=-1)
-                assert gaps.min() >= maploc.SPLIT_BUFFER
-            share = {s: np.mean(labels[at] == s) for s in maploc.SPLITS}
-            assert share["val"] == pytest.approx(0.15, abs=0.01)
-            assert share["test"] == pytest.approx(0.15, abs=0.01)
-            assert share["train"] > 0.4
-
-    def test_a_vehicle_that_stands_still_is_on_one_side(self):
-        xy = np.concatenate([np.zeros((50, 2)), np.linspace((10, 0), (2000, 0), 50)])
-        labels = maploc.geographic_split(["a"] * 100, xy)
-        assert len(set(labels[:50])) == 1
-
-    def test_one_frame_is_for_training(self):
-        assert maploc.geographic_split(["a"], np.zeros((1, 2))).tolist() == ["train"]
 
 
 def _truncate_image(tiny: TinyRoot) -> None:

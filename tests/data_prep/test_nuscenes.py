@@ -61,7 +61,7 @@ NOT_UNIT = [1.0, 0.2, 0.0, 0.0]
 BAD_RECORDS = {
     "dangling sensor": (
         _set("calibrated_sensor", 0, sensor_token="gone"),
-        r"calibrated_sensor\.json: record 'calibrated-CAM_FRONT_LEFT'.*'sensor_token' is 'gone'.*sensor\.json",
+        r"calibrated_sensor\.json: .*'calibrated-CAM_FRONT_LEFT'.*'sensor_token' is 'gone'.*sensor\.json",
     ),
     "dangling log": (_set("scene", 0, log_token="gone"), r"scene\.json: .*'log_token' is 'gone'.*log\.json"),
     "dangling scene": (

@@ -36,11 +36,12 @@ BODY = """
 <way id="4" version="1"><nd ref="9"/><nd ref="10"/><tag k="highway" v="residential"/></way>
 <way id="5" version="1"><nd ref="11"/><nd ref="12"/><nd ref="13"/><nd ref="11"/><tag k="building" v="yes"/>
   <tag k="layer" v="-1"/></way>
-<way id="6" version="1"><nd ref="14"/><nd ref="15"/><tag k="highway" v="primary"/><tag k="layer"
-v="-1"/></way> <relation id="1" version="1"><member type="way" ref="1" role="outer"/><member type="way"
-ref="2" role="outer"/>
-  <member type="way" ref="3" role="inner"/><tag k="type" v="multipolygon"/><tag k="building"
-  v="yes"/></relation>
+<way id="6" version="1"><nd ref="14"/><nd ref="15"/><tag k="highway" v="primary"/>
+  <tag k="layer" v="-1"/></way>
+<relation id="1" version="1">
+  <member type="way" ref="1" role="outer"/><member type="way" ref="2" role="outer"/>
+  <member type="way" ref="3" role="inner"/>
+  <tag k="type" v="multipolygon"/><tag k="building" v="yes"/></relation>
 """.format(**dict(zip(("lat", "lon"), geodesy.map_to_wgs84((5.2, 15.3), LOCATION), strict=True)))
 
 

@@ -1,0 +1,67 @@
+"""Camera images as they are stored: JPEG, at most so wide.
+
+Intrinsics are those of the stored image: rows 0 and 1 of K times the resize factor. That is exact where pixel
+coordinates are measured from the image's outer corner (pixel centres at halves); for a calibration with
+centres at whole numbers it is off by (1 - factor)/2 of a stored pixel.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data_prep.errors import InputError
+from data_prep.raw import nuscenes
+
+JPEG_QUALITY = 95
+
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.ndarray]:
+    """The JPEG to store, at most `image_width` wide, and its (3, 3) intrinsics.
+
+    Raises InputError for a damaged image, and for one that is not of the size that its calibration is for.
+    """
+    content, before, after = reduced_image(camera.path, image_width)
+    if before != (camera.width, camera.height):
+        raise InputError(
+            f"{camera.path}: expected {camera.width} x {camera.height} pixels as sample_data.json says, "
+            f"found {before[0]} x {before[1]}. The calibration would not fit: unpack the image and the "
+            "tables from one release."
+        )
+    factors = np.array([[after[0] / before[0]], [after[1] / before[1]], [1.0]])
+    return content, factors * camera.intrinsics
+
+
+def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
+    """A file as JPEG of at most `image_width`, and its (width, height) before and after.
+
+    A file that is no wider keeps its bytes.
+    """
+    content = path.read_bytes()
+    pixels = None
+    if content.startswith(_JPEG_START) and _ends_whole(content):
+        pixels = cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    if pixels is None:
+        raise InputError(
+            f"{path}: expected a whole JPEG image, found {len(content)} bytes that are none: the file is "
+            "truncated or damaged. Unpack it again."
+        )
+    height, width = pixels.shape[:2]
+    if width <= image_width:
+        return content, (width, height), (width, height)
+    size = (image_width, max(1, round(height * image_width / width)))
+    reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", reduced, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return encoded.tobytes(), (width, height), size
+
+
+def _ends_whole(content: bytes) -> bool:
+    """Whether the last scan ends: OpenCV fills what a truncated file lacks with grey and says nothing.
+
+    Neither marker can occur inside the coded data of a scan.
+    """
+    return content.rfind(_JPEG_END) > content.rfind(_JPEG_SCAN)
