@@ -5,6 +5,7 @@ never stopped, whatever the number of threads, worker processes or hosts.
 """
 
 import functools
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -150,5 +151,10 @@ def _prefetched(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return dataset.to_iter_dataset(reading).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _ignore_interrupts
     )
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of the terminal; when readers stop is for the trainer to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -103,16 +103,17 @@ class Checkpointer:
         return -min(ranked)[1] if ranked else None
 
     def save(self, state: TrainState, scores: dict[str, float]) -> None:
-        """Writes checkpoint `state.step`, then deletes all but the newest two and the best.
+        """Writes checkpoint `state.step`, in the place of one that is there already; then deletes all but the
+        newest two and the best.
 
         Raises:
-            CheckpointError: that step is already there, or this is a reader.
+            CheckpointError: opened to read.
         """
         if not self._writable:
             raise CheckpointError(f"{self.folder}: not writable: opened to read.")
         step = int(state.step)
         if step in self.steps():
-            raise CheckpointError(f"{self.folder / str(step)}: not written; that step is already there.")
+            self._manager.delete(step)
         about = {"config": self._config, "fingerprint": self._fingerprint, "scores": scores}
         self._manager.save(
             step,

@@ -47,8 +47,9 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
 
     After every step: metrics each `log_every`, scores each `eval_every` and at the end, a checkpoint with
     every evaluation and each `checkpoint_every`. All follow an update, so a checkpoint of step k has seen
-    batches 0..k-1 and goes on with batch k. SIGTERM and the first SIGINT save after the current step and
-    return False; a second SIGINT exits at once.
+    batches 0..k-1 and goes on with batch k. SIGTERM and the first SIGINT save after the current step, without
+    an evaluation that may be due (the run that goes on makes up for it), and return False; a second SIGINT
+    exits at once.
 
     Raises:
         NonFiniteError: names the first bad tensor of the first bad step, which is never saved.
@@ -57,7 +58,9 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
     start = int(state.step)
     progress = Progress(start, steps, cfg.batch_size, enabled=jax.process_index() == 0)
     watch = _FiniteWatch(run)
-    with StopSignal(progress.say) as stop:
+    with StopSignal() as stop:
+        if start and start % cfg.eval_every == 0 and not run.checkpointer.about(start).scores:
+            _save(run, state, start, run.evaluate(state), progress)
         for done in range(start + 1, steps + 1):
             waiting = time.perf_counter()
             local_batch = next(run.batches)
@@ -89,8 +92,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a wish to stop while the loop runs; a second SIGINT ends the process."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._name: str | None = None
         self._before: dict[int, Any] = {}
 
@@ -121,7 +123,10 @@ class StopSignal:
             os.kill(os.getpid(), number)
             return
         self._name = signal.Signals(number).name
-        self._say(f"{self._name}: finishing this step and saving (Ctrl-C again to exit at once)")
+        # Not through sys.stderr: a handler may have interrupted a write to it.
+        os.write(
+            2, f"\n{self._name}: finishing this step and saving (Ctrl-C again to exit at once)\n".encode()
+        )
 
 
 class _FiniteWatch:
@@ -175,5 +180,4 @@ def _save(run: Run, state: TrainState, step: int, scores: dict[str, float], prog
             run.log.write(step, {f"eval/{name}": value for name, value in scores.items()})
         metric = run.cfg.eval.best_metric
         progress.say(f"step {step}: {metric} {scores.get(metric, float('nan')):.4g}")
-    if step not in run.checkpointer.steps():
-        run.checkpointer.save(state, scores)
+    run.checkpointer.save(state, scores)

@@ -204,8 +204,14 @@ def test_missing_steps(tmp_path, setup, state):
     saved.save(at(state, 3), {})
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; there are \[3\]"):
         saved.restore(abstract(setup), step=9)
-    with pytest.raises(CheckpointError, match="already there"):
-        saved.save(at(state, 3), {})
+
+
+def test_saving_a_step_again_replaces_it(tmp_path, setup, state):
+    saved = checkpointer(tmp_path, setup)
+    saved.save(at(state, 3), {})
+    saved.save(at(state, 3), {"error": 2.0})
+    assert saved.steps() == [3]
+    assert saved.about(3).scores == {"error": 2.0}
 
 
 def test_going_on_from_an_older_step_discards_the_newer(tmp_path, setup, state):

@@ -35,7 +35,12 @@ class Trainer:
     def start(self, workdir: Path, *options: str) -> subprocess.Popen:
         command = [*self._command, f"--workdir={workdir}", *options]
         return subprocess.Popen(
-            command, cwd=self._cwd, env=self._environment, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=self._cwd,
+            env=self._environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a process group of its own, as in a terminal
         )
 
     def run(self, workdir: Path, *options: str, expect: int = 0) -> str:
@@ -269,8 +274,26 @@ def test_two_processes_train_like_one_and_stop_together(toy_root, finished, tmp_
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing(toy, finished, tmp_path):
-    toy.run(tmp_path / "run", "--config.data.workers=2")
-    assert_same_run(tmp_path / "run", finished.workdir)
+    workdir = tmp_path / "run"
+    process = toy.start(workdir, "--config.data.workers=2")
+    wait_for_lines(process, workdir, 8)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches the workers, too
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == os.EX_TEMPFAIL, said
+    assert "KeyboardInterrupt" not in said
+    toy.run(workdir, "--config.data.workers=2")
+    assert_same_run(workdir, finished.workdir)
+
+
+def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(toy, finished, tmp_path):
+    """The state that a signal leaves at step 30: a checkpoint without scores and a log without them."""
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    about = workdir / "checkpoints" / "30" / "about" / "metadata"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "scores": {}}))
+    log = [line for line in metrics(workdir) if (line["step"], "eval/error" in line) != (30, True)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    toy.run(workdir, "--restore_step=30")
+    assert_same_run(workdir, finished.workdir)
 
 
 @pytest.mark.slow
