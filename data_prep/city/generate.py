@@ -11,8 +11,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -147,8 +148,9 @@ def _write_nuscenes(
     tasks = [(log, scene) for _, logs in towns for log in logs for scene in log.scenes]
     recorded: dict[str, tuple[list[Car], list[list[Box]]]] = {}
     total = sum(scene.keyframes for _, scene in tasks)
-    with tqdm(total=total, unit="keyframe", desc=f"city {size_name}") as bar:
-        for scene, result in _recorded(root, tasks, size_name, seed, workers):
+    results = _recorded(root, tasks, size_name, seed, workers)
+    with tqdm(total=total, unit="keyframe", desc=f"city {size_name}") as bar, closing(results):
+        for scene, result in results:
             recorded[scene.name] = result
             bar.update(scene.keyframes)
     tables = TableWriter()
@@ -165,7 +167,7 @@ def _write_nuscenes(
 
 def _recorded(
     root: Path, tasks: list[tuple[Log, Scene]], size_name: str, seed: int, workers: int
-) -> Iterator[tuple[Scene, tuple[list[Car], list[list[Box]]]]]:
+) -> Generator[tuple[Scene, tuple[list[Car], list[list[Box]]]], None, None]:
     """Record all scenes, in this process or in several; each scene's files are the same either way."""
     if workers == 1:
         for log, scene in tasks:
@@ -173,8 +175,9 @@ def _recorded(
         return
     # Spawned, not forked: Embree and OpenCV may have started threads here, which a fork would lose.
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches all processes of a terminal; the parent alone answers it.
+    # Ctrl-C reaches all processes of a terminal; the parent alone answers it, by ending its workers.
     ignore = (signal.SIGINT, signal.SIG_IGN)
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, len(tasks)), context, signal.signal, ignore) as pool:
         futures = {
             pool.submit(record_scene, root, log, scene, size_name, seed): scene for log, scene in tasks
@@ -182,8 +185,11 @@ def _recorded(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
 
 
 if __name__ == "__main__":

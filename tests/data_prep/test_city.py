@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -112,6 +116,29 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(tmp_path, monkeypatc
     monkeypatch.setattr(generate, "record_scene", stop)
     with pytest.raises(type(interruption) if isinstance(interruption, OSError) else interruption):
         generate.main(["--out", str(tmp_path), "--size", "tiny", "--workers", "1"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_terminated_run_stops_at_once_and_leaves_nothing(tmp_path, command_environment):
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep",
+        "city",
+        "--out",
+        tmp_path,
+        "--size",
+        "large",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(command, env=command_environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not any(tmp_path.rglob("*.jpg")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130  # a scene of this size takes minutes
     assert list(tmp_path.iterdir()) == []
 
 
