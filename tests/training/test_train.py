@@ -286,13 +286,13 @@ def test_worker_processes_change_nothing(toy, finished, tmp_path):
 
 
 def test_a_run_stopped_where_an_evaluation_was_due_makes_up_for_it(toy, finished, tmp_path):
-    """The state that a signal leaves at step 30: a checkpoint without scores and a log without them."""
+    """The state that a signal leaves at a step: a checkpoint without scores and a log without them."""
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
-    about = workdir / "checkpoints" / "30" / "about" / "metadata"
+    about = workdir / "checkpoints" / "40" / "about" / "metadata"
     about.write_text(json.dumps({**json.loads(about.read_text()), "scores": {}}))
-    log = [line for line in metrics(workdir) if (line["step"], "eval/error" in line) != (30, True)]
+    log = [line for line in metrics(workdir) if (line["step"], "eval/error" in line) != (40, True)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    toy.run(workdir, "--restore_step=30")
+    toy.run(workdir)
     assert_same_run(workdir, finished.workdir)
 
 
