@@ -1,7 +1,7 @@
 """The sizes of the built-in city, with what they cost.
 
-Measured on scenes of each size, with both formats; a core here is one of a 2-core virtual machine. Rendering takes
-0.6 µs of one core per pixel, so time scales with keyframes and pixels, and divides by the workers.
+Measured on scenes of each size, with both formats; a core here is one of a 2-core virtual machine. Rendering
+takes 0.6 µs of one core per pixel, so time scales with keyframes and pixels, and divides by the workers.
 
 | size   | towns | keyframes | images   | core time a keyframe | on 2 free cores | disk   | memory a worker |
 |--------|-------|-----------|----------|----------------------|-----------------|--------|-----------------|
@@ -10,7 +10,8 @@ Measured on scenes of each size, with both formats; a core here is one of a 2-co
 | medium | 4     | 8,000     | 800x450  | 1.3 s                | 1.4 hours       | 8 GB   | 0.4 GB          |
 | large  | 4     | 28,000    | 1600x900 | 6 s                  | 24 hours        | 71 GB  | 1.1 GB          |
 
-`medium` and `large` are for machines with many cores: 16 of them make `medium` in 11 minutes, `large` in 3 hours.
+`medium` and `large` are for machines with many cores: 16 of them make `medium` in 11 minutes, `large` in 3
+hours.
 """
 
 from dataclasses import dataclass
