@@ -2,6 +2,8 @@
 
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,17 @@ class PreparedFolder:
             raise PreparedError(
                 f"{path}: no such scheme of splits; there are {schemes}. Set config.data.scheme."
             )
-        with np.load(path) as splits:
-            if name not in splits:
-                raise PreparedError(f"{path}: no split {name!r}; there are {sorted(splits)}.")
-            return splits[name].astype(np.int64)
+        try:
+            with np.load(path) as splits:
+                arrays = dict(splits)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise PreparedError(
+                f"{path}: expected arrays of record numbers, found {type(error).__name__}: {error}. "
+                "Copy it again or prepare the folder again."
+            ) from error
+        if name not in arrays:
+            raise PreparedError(f"{path}: no split {name!r}; there are {sorted(arrays)}.")
+        return arrays[name].astype(np.int64)
 
     def _open(self, name: str) -> RecordTable:
         tables = self.manifest["tables"]

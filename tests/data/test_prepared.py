@@ -77,3 +77,13 @@ def test_missing_scheme_and_split(root):
         PreparedFolder(root).split("geographic", "train")
     with pytest.raises(PreparedError, match=r"no split 'dev'; there are \['test', 'train', 'val'\]"):
         PreparedFolder(root).split("official", "dev")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
+def test_damaged_splits(root, damage):
+    path = root / "splits" / "official.npz"
+    data = path.read_bytes()
+    flipped = data[:150] + bytes([data[150] ^ 1]) + data[151:]
+    path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "flipped": flipped}[damage])
+    with pytest.raises(PreparedError, match=r"official\.npz: expected arrays of record numbers"):
+        PreparedFolder(root).split("official", "train")
