@@ -63,7 +63,16 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     model.coarse_dim = 64
     model.fine_dim = 32
     model.registration = ml_collections.ConfigDict(
-        {"dim": 128, "layers": 3, "heads": 8, "mlp_dim": 2048, "dropout": 0.1, "scale": 1.0}
+        {
+            "dim": 128,
+            "layers": 3,
+            "heads": 8,
+            "mlp_dim": 2048,
+            "dropout": 0.1,
+            "scale": 1.0,
+            "stride": 4,
+            "norm": "post",
+        }
     )
 
     config.loss = ml_collections.ConfigDict({"coarse": 1.0, "fine": 1.0, "bev": 1.0, "map": 1.0})
@@ -139,8 +148,8 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.bev_widths = (32, 48, 64)
     model.bev_blocks = (1, 1, 1)
     model.bev_decoder_widths = (48, 32)
-    model.map_widths = (16, 32, 48, 64)
-    model.map_decoder_widths = (48, 32, 32)
+    model.map_widths = (8, 24, 48, 64)
+    model.map_decoder_widths = (48, 32, 16)
     model.coarse_dim = 32
     model.fine_dim = 16
     model.registration.update({"layers": 2, "mlp_dim": 256, "heads": 4, "dropout": 0.0, "scale": 5.0})

@@ -284,6 +284,8 @@ class NeuralLocalization(nn.Module):
     dropout: float
     pool: int = 1
     scale: float = 1.0
+    stride: int = 4
+    norm: str = "post"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -295,13 +297,18 @@ class NeuralLocalization(nn.Module):
             window = (self.pool, self.pool)
             x = nn.avg_pool(x, window, strides=window)
         x = nn.Conv(
-            self.dim, (7, 7), strides=(4, 4), padding=((3, 3), (3, 3)), dtype=self.dtype, name="embed"
+            self.dim,
+            (7, 7),
+            strides=(self.stride, self.stride),
+            padding=((3, 3), (3, 3)),
+            dtype=self.dtype,
+            name="embed",
         )(x)
         x = nn.gelu(x, approximate=False)
         count, rows, columns, _ = x.shape
         x = x + sinusoidal_encoding_2d(rows, columns, self.dim).astype(x.dtype)
         x = TransformerEncoder(
-            self.layers, self.heads, self.mlp_dim, self.dropout, dtype=self.dtype, name="encoder"
+            self.layers, self.heads, self.mlp_dim, self.dropout, self.dtype, self.norm, name="encoder"
         )(x.reshape(count, rows * columns, self.dim), train)
         x = jnp.mean(x.astype(jnp.float32), axis=1)
         for _ in range(2):
@@ -331,7 +338,8 @@ class MapLocNet(nn.Module):
         self.map_trunk = VGG16Trunk(m.map_depth, tuple(m.map_widths), dtype=dtype)
         self.map_decoder = MapDecoder(tuple(m.map_decoder_widths), m.coarse_dim, m.fine_dim, dtype=dtype)
         registration = {
-            name: m.registration[name] for name in ("dim", "layers", "heads", "mlp_dim", "dropout", "scale")
+            name: m.registration[name]
+            for name in ("dim", "layers", "heads", "mlp_dim", "dropout", "scale", "stride", "norm")
         }
         self.localize_coarse = NeuralLocalization(**registration, dtype=dtype)
         self.localize_fine = NeuralLocalization(**registration, pool=2, dtype=dtype)

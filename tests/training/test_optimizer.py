@@ -9,7 +9,13 @@ from placerec_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def config(**changes):
-    defaults = {"learning_rate": 0.1, "weight_decay": 0.0, "warmup_steps": 0, "clip_norm": 0.0}
+    defaults = {
+        "learning_rate": 0.1,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "hold_steps": 0,
+        "clip_norm": 0.0,
+    }
     return ml_collections.ConfigDict(defaults | changes)
 
 
@@ -22,16 +28,21 @@ def test_cosine_without_warm_up():
 
 def test_warm_up_is_linear_and_wastes_no_step():
     schedule = make_schedule(config(warmup_steps=4), steps=100)
-    np.testing.assert_allclose([schedule(s) for s in range(5)], [0.02, 0.036, 0.052, 0.068, 0.1][:1] + [
-        0.02 + 0.02 * s for s in range(1, 5)
-    ], rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose([schedule(s) for s in range(5)], [0.02, 0.04, 0.06, 0.08, 0.1], rtol=1e-6)
     np.testing.assert_allclose(schedule(100), 0.0, atol=1e-7)
 
 
-@pytest.mark.parametrize("warmup", [-1, 100])
-def test_warm_up_that_does_not_fit(warmup):
-    with pytest.raises(ValueError, match=r"warmup_steps is .*expected at least 0 and below"):
-        make_schedule(config(warmup_steps=warmup), steps=100)
+def test_hold_delays_the_cosine():
+    schedule = make_schedule(config(warmup_steps=10, hold_steps=50), steps=100)
+    np.testing.assert_allclose([schedule(s) for s in range(10, 61)], 0.1, rtol=1e-6)
+    expected = 0.05 * (1 + np.cos(np.pi * np.arange(41) / 40))
+    np.testing.assert_allclose([schedule(60 + s) for s in range(41)], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("warmup", "hold"), [(-1, 0), (100, 0), (0, -1), (40, 60)])
+def test_warm_up_and_hold_that_do_not_fit(warmup, hold):
+    with pytest.raises(ValueError, match=r"warmup_steps is .*expected at least 0 each and together below"):
+        make_schedule(config(warmup_steps=warmup, hold_steps=hold), steps=100)
 
 
 def test_first_update_by_hand():
