@@ -3,12 +3,12 @@
 Measured on scenes of each size, with both formats; a core here is one of a 2-core virtual machine. Rendering
 takes 0.6 µs of one core per pixel, so time scales with keyframes and pixels, and divides by the workers.
 
-| size   | towns | keyframes | images   | core time a keyframe | on 2 free cores | disk   | memory a worker |
-|--------|-------|-----------|----------|----------------------|-----------------|--------|-----------------|
-| tiny   | 1     | 24        | 160x90   | 0.06 s               | 4 s             | 8 MB   | 0.15 GB         |
-| small  | 2     | 2,400     | 192x108  | 0.07 s               | 90 s            | 0.5 GB | 0.2 GB          |
-| medium | 4     | 8,000     | 800x450  | 1.3 s                | 1.4 hours       | 8 GB   | 0.4 GB          |
-| large  | 4     | 28,000    | 1600x900 | 6 s                  | 24 hours        | 71 GB  | 1.1 GB          |
+| size   | towns | keyframes | images   | core time a keyframe | 2 free cores | disk   | memory a worker |
+|--------|-------|-----------|----------|----------------------|--------------|--------|-----------------|
+| tiny   | 1     | 24        | 160x90   | 0.06 s               | 4 s          | 8 MB   | 0.15 GB         |
+| small  | 2     | 2,400     | 192x108  | 0.07 s               | 90 s         | 0.5 GB | 0.2 GB          |
+| medium | 4     | 8,000     | 800x450  | 1.3 s                | 1.4 hours    | 8 GB   | 0.4 GB          |
+| large  | 4     | 28,000    | 1600x900 | 6 s                  | 24 hours     | 71 GB  | 1.1 GB          |
 
 `medium` and `large` are for machines with many cores: 16 of them make `medium` in 11 minutes, `large` in 3
 hours.
