@@ -122,7 +122,13 @@ def _city(arg: str) -> ml_collections.ConfigDict:
 
 
 def _cpu(arg: str) -> ml_collections.ConfigDict:
-    """A quarter of the paper's resolution and noise of ±10 m and ±15°."""
+    """Half the paper's resolution and range, narrow, noise of ±10 m and ±15°.
+
+    What made it learn within minutes, each seen on the built-in city: pre-norm layers and a high learning
+    rate that is held until the fine stage has found the offset along the street; several offsets for every
+    pass over the images; segmentation weighted so that the camera BEV is sharp before the offsets need it;
+    and a fixed crop, under which a pixel's row tells its distance.
+    """
     config = _paper(arg)
     common.built_in_city(config, "maploc", "small")
     config.dtype = "float32"
@@ -131,7 +137,8 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     data.noise_xy, data.noise_yaw = 10.0, 15.0
     data.draws = 4
     data.dropped_cameras = 0
-    data.flip = 0.5
+    data.resize = (1.0, 1.0)
+    data.bottom_cut = (0.11, 0.11)
 
     model = config.model
     model.image_size = (64, 176)
@@ -139,29 +146,35 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.bev_extent = (-32.0, 32.0, -16.0, 16.0)
     model.map_extent = (-32.0, 32.0, -32.0, 32.0)
     model.cell = 1.0
+    # Plain convolutions: depthwise ones, as in EfficientNet, are some 300 times slower on a CPU.
     model.image_trunk = ml_collections.ConfigDict(
         {"name": "resnet", "stem": 16, "widths": (24, 48, 64), "blocks": (1, 1, 1)}
     )
     model.feature_stride = 8
-    model.neck_width = 64
-    model.context = 32
-    model.bev_widths = (32, 48, 64)
+    model.neck_width = 48
+    model.context = 24
+    model.bev_widths = (24, 32, 48)
     model.bev_blocks = (1, 1, 1)
-    model.bev_decoder_widths = (48, 32)
-    model.map_widths = (8, 24, 48, 64)
-    model.map_decoder_widths = (48, 32, 16)
-    model.coarse_dim = 32
-    model.fine_dim = 16
-    model.registration.update({"layers": 2, "mlp_dim": 256, "heads": 4, "dropout": 0.0, "scale": 5.0})
+    model.bev_decoder_widths = (40, 24)
+    model.map_widths = (8, 16, 32, 48)
+    model.map_decoder_widths = (32, 24, 16)
+    model.coarse_dim = 24
+    model.fine_dim = 12
+    model.registration.update(
+        {"layers": 2, "mlp_dim": 256, "heads": 4, "dropout": 0.0, "scale": 5.0, "norm": "pre"}
+    )
 
-    config.train.batch_size = 16
+    config.loss.bev, config.loss.map = 10.0, 2.0
+
+    config.train.batch_size = 8
     config.train.steps = 1_500
     config.train.log_every = 25
-    config.train.eval_every = config.train.checkpoint_every = 500
-    config.train.eval_examples = 150
-    config.optimizer.learning_rate = 1e-3
+    config.train.eval_every = config.train.checkpoint_every = 250
+    config.train.eval_examples = 160
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 100
+    config.optimizer.hold_steps = 1_000
     return config
 
 
@@ -181,7 +194,7 @@ def _tiny(arg: str) -> ml_collections.ConfigDict:
     config.data.draws = 2
     config.train.batch_size = 8
     config.train.steps = 6
-    config.optimizer.warmup_steps = 2
+    config.optimizer.warmup_steps, config.optimizer.hold_steps = 2, 2
     config.train.log_every = 1
     config.train.eval_every = config.train.checkpoint_every = 3
     config.train.eval_examples = 8
