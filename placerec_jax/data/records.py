@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class RecordTable:
         offsets = [_scan(path, length) for path, length in zip(self._shards, lengths, strict=True)]
         self._shard_of = np.repeat(np.arange(len(self._shards)), lengths)
         self._offset_of = np.concatenate(offsets) if offsets else np.zeros(0, np.int64)
-        self._files = _open_files(self._shards)
+        self._open()
 
     def __len__(self) -> int:
         return len(self._offset_of)
@@ -87,11 +88,12 @@ class RecordTable:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._files = _open_files(self._shards)
+        self._open()
 
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", []):
-            os.close(file)
+    def _open(self) -> None:
+        self._files = [os.open(path, os.O_RDONLY) for path in self._shards]
+        # Not at exit: the system closes them then, and reader threads may still be at work.
+        weakref.finalize(self, _close, self._files).atexit = False
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
@@ -102,8 +104,9 @@ def decode_image(encoded: bytes) -> np.ndarray:
     return image
 
 
-def _open_files(paths: list[Path]) -> list[int]:
-    return [os.open(path, os.O_RDONLY) for path in paths]
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _masked_crc(data: bytes) -> int:
