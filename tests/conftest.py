@@ -85,7 +85,7 @@ def run_command(command_environment: dict[str, str]) -> Callable[..., subprocess
     def run(
         *arguments: object,
         expect: int | None = 0,
-        timeout: float = 300,
+        timeout: float = 900,  # a safety net only: a busy machine is no failure
         cwd: Path = CHECKOUT,
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
