@@ -33,7 +33,7 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 0
-    config.optimizer.hold_steps = 0  # at the peak, between warm-up and the cosine
+    config.optimizer.hold = 0.0  # share of the steps after warm-up that stay at the peak
     config.optimizer.clip_norm = 5.0
 
     config.mesh = ml_collections.ConfigDict()

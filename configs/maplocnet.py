@@ -174,7 +174,7 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 100
-    config.optimizer.hold_steps = 1_000
+    config.optimizer.hold = 0.7
     return config
 
 
@@ -194,7 +194,7 @@ def _tiny(arg: str) -> ml_collections.ConfigDict:
     config.data.draws = 2
     config.train.batch_size = 8
     config.train.steps = 6
-    config.optimizer.warmup_steps, config.optimizer.hold_steps = 2, 2
+    config.optimizer.warmup_steps = 2
     config.train.log_every = 1
     config.train.eval_every = config.train.checkpoint_every = 3
     config.train.eval_examples = 8

@@ -16,19 +16,15 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from placerec_jax import methods
-from placerec_jax.data.pipeline import FeatureError
 from placerec_jax.data.preparation import ensure_prepared
-from placerec_jax.data.prepared import PreparedError
-from placerec_jax.data.records import RecordError
+from placerec_jax.errors import UserError
 from placerec_jax.evaluation.inference import predict_examples, predict_split
 from placerec_jax.evaluation.provenance import notices, provenance, summary_line
 from placerec_jax.evaluation.report import text_table, write_report
 from placerec_jax.training import process
-from placerec_jax.training.checkpoint import Checkpointer, CheckpointError
+from placerec_jax.training.checkpoint import Checkpointer
 from placerec_jax.training.sharding import make_mesh
 from placerec_jax.training.state import abstract_variables
-
-_FAILURES = (CheckpointError, PreparedError, RecordError, FeatureError, FileExistsError)
 
 
 def run(
@@ -90,8 +86,9 @@ def _main(_: Any) -> None:
     if isinstance(checkpoint, str) and checkpoint not in ("best", "last"):
         sys.exit(f"error: --checkpoint={checkpoint}: expected best, last or a step")
     try:
-        scores = run(values.config, Path(values.workdir or values.config.workdir), checkpoint, values.split)
-    except _FAILURES as error:
+        workdir = process.local_folder(values.workdir or values.config.workdir)
+        scores = run(values.config, workdir, checkpoint, values.split)
+    except UserError as error:
         sys.exit(f"error: {error}")
     if values.require_target and not scores.get("target", {"passed": False})["passed"]:
         sys.exit("error: --require_target: the target of config.eval.target was missed; see the report")

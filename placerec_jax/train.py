@@ -20,8 +20,7 @@ from ml_collections import config_flags
 
 from placerec_jax import methods
 from placerec_jax.data import pipeline, preparation
-from placerec_jax.data.prepared import PreparedError
-from placerec_jax.data.records import RecordError
+from placerec_jax.errors import UserError
 from placerec_jax.evaluation.inference import predict_split
 from placerec_jax.training import loop, process
 from placerec_jax.training.checkpoint import Checkpointer, CheckpointError, config_as_json
@@ -30,8 +29,6 @@ from placerec_jax.training.optimizer import make_optimizer, make_schedule
 from placerec_jax.training.sharding import make_mesh
 from placerec_jax.training.state import TrainState, abstract_state, count_parameters, init_state
 from placerec_jax.training.step import checked_tensors, make_train_step
-
-_FAILURES = (CheckpointError, PreparedError, RecordError, pipeline.FeatureError, loop.NonFiniteError)
 
 
 def run(
@@ -169,10 +166,10 @@ def _say(line: str) -> None:
 def _main(_: Any) -> None:
     values = flags.FLAGS
     process.start(values.distributed)
-    workdir = Path(values.workdir or values.config.workdir)
     try:
+        workdir = process.local_folder(values.workdir or values.config.workdir)
         finished = run(values.config, workdir, values.init_from, values.restore_step)
-    except _FAILURES as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     if not finished:
         # Not 0, so that what would come next (an evaluation, the end of a queue) waits for the rest.

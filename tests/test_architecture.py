@@ -32,6 +32,7 @@ LAYERS = {
     "modules": 2,
     "ops": 1,
     "contract": 0,  # placerec_jax.methods itself: what a method is, named by all who use one
+    "errors": -1,
 }
 
 

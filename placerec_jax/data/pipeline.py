@@ -13,6 +13,7 @@ import grain.python as grain
 import jax
 import numpy as np
 
+from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.methods import ExampleSource
 
 Batch = dict[str, np.ndarray]
@@ -23,7 +24,7 @@ _AHEAD = 4  # batches ready before they are asked for
 _ORDER, _DRAWS = 0, 1  # streams of random numbers under one seed
 
 
-class FeatureError(ValueError):
+class FeatureError(UserError, ValueError):
     """An example is not what the method's `features(cfg)` says."""
 
 
@@ -46,11 +47,11 @@ def train_batches(
     and absl's flags parsed).
 
     Raises:
-        ValueError: no examples, or processes do not divide the batch.
+        ConfigError: no examples, or processes do not divide the batch.
         FeatureError: the first example is not what the method's `features(cfg)` say.
     """
     if batch_size % process_count:
-        raise ValueError(
+        raise ConfigError(
             f"config.train.batch_size is {batch_size}; expected a multiple of the {process_count} processes."
         )
     local_size = batch_size // process_count
@@ -110,7 +111,7 @@ class _Draws:
         self, source: ExampleSource, seed: int, batch_size: int, local_size: int, process_index: int
     ) -> None:
         if not len(source):
-            raise ValueError(
+            raise ConfigError(
                 "the training split is empty: set config.data.scheme or config.data.train_split."
             )
         self._source, self._seed = source, seed

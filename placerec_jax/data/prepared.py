@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from placerec_jax.data.records import RecordTable
+from placerec_jax.errors import UserError
 
 FORMAT = 1  # of the folder's layout; written by data_prep, checked here
 
 
-class PreparedError(ValueError):
+class PreparedError(UserError, ValueError):
     """A prepared folder is absent, unfinished, of another format, or lacks a part."""
 
 

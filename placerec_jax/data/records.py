@@ -12,11 +12,13 @@ import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
 
+from placerec_jax.errors import UserError
+
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC-32C of those eight bytes
 _FOOTER = struct.Struct("<I")  # masked CRC-32C of the payload
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A table is not what its metadata says, or its bytes are damaged."""
 
 

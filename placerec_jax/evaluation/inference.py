@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from placerec_jax.data.pipeline import eval_batches
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.errors import ConfigError
 from placerec_jax.training.sharding import put_batch
 
 Rows = dict[str, np.ndarray]
@@ -42,11 +43,11 @@ def predict_split(
     gets all rows.
 
     Raises:
-        ValueError: the split is empty or `cfg.eval.batch_size` does not divide over the mesh.
+        ConfigError: the split is empty or `cfg.eval.batch_size` does not divide over the mesh.
     """
     source = method.source(cfg, prepared, split, training=False)
     if not len(source):
-        raise ValueError(
+        raise ConfigError(
             f"{prepared.root}: split {split!r} of scheme {cfg.data.scheme!r} has no examples to predict"
         )
     positions = spread(len(source), limit)
@@ -99,7 +100,7 @@ def _predict(
     """
     processes, process = jax.process_count(), jax.process_index()
     if cfg.eval.batch_size % mesh.size or cfg.eval.batch_size % processes:
-        raise ValueError(
+        raise ConfigError(
             f"config.eval.batch_size is {cfg.eval.batch_size}; expected a multiple of the {mesh.size} devices"
         )
     padded = np.pad(positions, (0, -len(positions) % processes), mode="edge")

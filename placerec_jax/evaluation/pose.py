@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.errors import ConfigError
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def judge(target: dict[str, float], min_queries: int, scores: Mapping[str, Any])
     known = [f"{kind}_median" for kind in ERRORS]
     unknown = sorted(set(target) - set(known))
     if unknown:
-        raise ValueError(f"config.eval.target.{unknown[0]}: expected one of {known}")
+        raise ConfigError(f"config.eval.target.{unknown[0]}: expected one of {known}")
     checks = []
     for kind in ERRORS:
         if f"{kind}_median" not in target:

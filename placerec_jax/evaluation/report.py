@@ -14,8 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from placerec_jax.errors import UserError
+
 FORMAT = 1
 _OPEN_ENTRIES = 8  # longer records, such as the config, are folded on the page
+
+
+class ForeignFolderError(UserError, FileExistsError):
+    """The report's folder holds something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +96,7 @@ def write_report(
 
     Raises:
         ValueError: scores or provenance hold NaN or infinity; the message says where.
-        FileExistsError: `directory` holds something else than a report.
+        ForeignFolderError: `directory` holds something else than a report.
     """
     directory = Path(directory)
     record = {"format": FORMAT, "title": title, "notices": list(notices), **provenance, "scores": scores}
@@ -100,7 +106,7 @@ def write_report(
         **(files or {}),
     }
     if directory.exists() and any(directory.iterdir()) and not (directory / "report.json").is_file():
-        raise FileExistsError(
+        raise ForeignFolderError(
             f"{directory} exists and is no report (no report.json in it), so it is not replaced; move it away"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)

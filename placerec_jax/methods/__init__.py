@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from placerec_jax.errors import ConfigError
+
 
 class Encoder(NamedTuple):
     """One function of the model, with the names of what it reads."""
@@ -41,7 +43,7 @@ def load(name: str) -> ModuleType:
     """The method module called `name`; ValueError lists the methods there are."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in names:
-        raise ValueError(f"config.method is {name!r}; expected one of {names}")
+        raise ConfigError(f"config.method is {name!r}; expected one of {names}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

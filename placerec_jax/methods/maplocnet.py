@@ -22,6 +22,7 @@ from placerec_jax.data import augmentation
 from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import decode_image
+from placerec_jax.errors import ConfigError
 from placerec_jax.methods import Encoder, run_encoders
 from placerec_jax.modules.conv import ConvBatchNormReLU
 from placerec_jax.modules.efficientnet import EfficientNetB0
@@ -176,7 +177,7 @@ def _camera_indices(cfg: ml_collections.ConfigDict, stored: list[str]) -> list[i
     names = list(cfg.data.cameras)
     missing = [name for name in names if name not in stored]
     if missing or len(names) != cfg.model.num_cameras:
-        raise ValueError(
+        raise ConfigError(
             f"config.data.cameras: expected {cfg.model.num_cameras} (config.model.num_cameras) of the stored "
             f"cameras {stored}; found {names}"
         )

@@ -16,6 +16,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from placerec_jax.errors import UserError
 from placerec_jax.training.sharding import leaf_name
 from placerec_jax.training.state import TrainState
 
@@ -38,7 +39,7 @@ _FREE_TO_CHANGE = (
 _ARCHITECTURE = ("method", "model")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint is absent, damaged, or of another run."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from placerec_jax.errors import UserError
 from placerec_jax.training.checkpoint import Checkpointer
 from placerec_jax.training.metrics import MetricsLog, Progress
 from placerec_jax.training.sharding import put_batch
@@ -25,7 +26,7 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 _LAG = 2  # steps dispatched before the host looks whether an earlier one was finite
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """A step produced a NaN or an infinity."""
 
 

@@ -3,19 +3,23 @@
 import ml_collections
 import optax
 
+from placerec_jax.errors import ConfigError
+
 
 def make_schedule(cfg: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, `hold_steps` at the peak, half a cosine to zero at `steps`."""
-    if min(cfg.warmup_steps, cfg.hold_steps) < 0 or cfg.warmup_steps + cfg.hold_steps >= steps:
-        raise ValueError(
-            f"config.optimizer.warmup_steps is {cfg.warmup_steps} and hold_steps {cfg.hold_steps}; expected "
-            f"at least 0 each and together below config.train.steps ({steps})."
+    """Learning rate by step: linear warm-up, the share `hold` of the rest at the peak, then half a cosine."""
+    if not 0 <= cfg.warmup_steps < steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps is {cfg.warmup_steps}; expected at least 0 and below "
+            f"config.train.steps ({steps})."
         )
+    if not 0 <= cfg.hold < 1:
+        raise ConfigError(f"config.optimizer.hold is {cfg.hold}; expected a share from 0 to below 1.")
     # The first update has a share of the peak, not zero: no step is wasted.
     warmup = optax.linear_schedule(
         cfg.learning_rate / (cfg.warmup_steps + 1), cfg.learning_rate, cfg.warmup_steps
     )
-    decay_start = cfg.warmup_steps + cfg.hold_steps
+    decay_start = cfg.warmup_steps + int(cfg.hold * (steps - cfg.warmup_steps))
     decay = optax.cosine_decay_schedule(cfg.learning_rate, steps - decay_start)
     hold = optax.constant_schedule(cfg.learning_rate)
     return optax.join_schedules([warmup, hold, decay], [cfg.warmup_steps, decay_start])

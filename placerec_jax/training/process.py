@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from placerec_jax.errors import ConfigError
+
 
 def start(distributed: bool) -> None:
     """Joins the other processes where `distributed`, keeps compiled programs on disk, quietens Orbax.
@@ -24,6 +26,16 @@ def start(distributed: bool) -> None:
         jax.distributed.initialize(
             num_processes=_integer("JAX_NUM_PROCESSES"), process_id=_integer("JAX_PROCESS_ID")
         )
+
+
+def local_folder(path: str) -> Path:
+    """`path` as a local folder; ConfigError for a URL, which would quietly become a folder of that name."""
+    if "://" in path:
+        raise ConfigError(
+            f"--workdir={path}: expected a local folder, found a URL. Mount the bucket (Cloud Storage FUSE, "
+            "Filestore) and name the folder."
+        )
+    return Path(path)
 
 
 def _integer(variable: str) -> int | None:

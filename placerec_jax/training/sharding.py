@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from placerec_jax.errors import ConfigError
 from placerec_jax.modules.sharding import BATCH_AXES
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern of the name, mesh axis of every array axis)
@@ -23,7 +24,7 @@ def make_mesh(cfg: ml_collections.ConfigDict, devices: Sequence[jax.Device] | No
     """The mesh of `config.mesh`: `data` x `fsdp` over all devices; -1 takes what the other leaves.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ConfigError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": cfg.data, "fsdp": cfg.fsdp}
@@ -32,7 +33,7 @@ def make_mesh(cfg: ml_collections.ConfigDict, devices: Sequence[jax.Device] | No
         known = int(np.prod([size for size in sizes.values() if size != -1]))
         sizes[free[0]] = len(devices) // known if known > 0 else 0
     if min(sizes.values()) < 1 or int(np.prod(list(sizes.values()))) != len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"config.mesh.data={cfg.data}, config.mesh.fsdp={cfg.fsdp}: expected sizes whose product is the "
             f"number of devices, {len(devices)} (one of them may be -1: what the other leaves)."
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from placerec_jax.errors import ConfigError
 from placerec_jax.training.sharding import leaf_name
 from placerec_jax.training.state import TrainState
 
@@ -97,7 +98,7 @@ def _forward_backward(
 
 def _loss_weight(cfg: ml_collections.ConfigDict, term: str) -> float:
     if term not in cfg.loss:
-        raise ValueError(
+        raise ConfigError(
             f"config.loss has no weight for the term {term!r} of method {cfg.method!r}; it has "
             f"{sorted(cfg.loss)}."
         )

@@ -5,6 +5,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from placerec_jax.errors import ConfigError
 from placerec_jax.training.optimizer import make_optimizer, make_schedule
 
 
@@ -13,7 +14,7 @@ def config(**changes):
         "learning_rate": 0.1,
         "weight_decay": 0.0,
         "warmup_steps": 0,
-        "hold_steps": 0,
+        "hold": 0.0,
         "clip_norm": 0.0,
     }
     return ml_collections.ConfigDict(defaults | changes)
@@ -33,16 +34,22 @@ def test_warm_up_is_linear_and_wastes_no_step():
 
 
 def test_hold_delays_the_cosine():
-    schedule = make_schedule(config(warmup_steps=10, hold_steps=50), steps=100)
+    schedule = make_schedule(config(warmup_steps=10, hold=5 / 9), steps=100)
     np.testing.assert_allclose([schedule(s) for s in range(10, 61)], 0.1, rtol=1e-6)
     expected = 0.05 * (1 + np.cos(np.pi * np.arange(41) / 40))
     np.testing.assert_allclose([schedule(60 + s) for s in range(41)], expected, atol=1e-7)
 
 
-@pytest.mark.parametrize(("warmup", "hold"), [(-1, 0), (100, 0), (0, -1), (40, 60)])
-def test_warm_up_and_hold_that_do_not_fit(warmup, hold):
-    with pytest.raises(ValueError, match=r"warmup_steps is .*expected at least 0 each and together below"):
-        make_schedule(config(warmup_steps=warmup, hold_steps=hold), steps=100)
+@pytest.mark.parametrize("warmup", [-1, 100])
+def test_warm_up_that_does_not_fit(warmup):
+    with pytest.raises(ConfigError, match=r"warmup_steps is .*expected at least 0 and below"):
+        make_schedule(config(warmup_steps=warmup), steps=100)
+
+
+@pytest.mark.parametrize("hold", [-0.1, 1.0])
+def test_hold_that_is_no_share(hold):
+    with pytest.raises(ConfigError, match=r"hold is .*expected a share"):
+        make_schedule(config(hold=hold), steps=100)
 
 
 def test_first_update_by_hand():
