@@ -150,7 +150,8 @@ def convert(
     ]
     frame_inputs = [FrameInput(frame, image_width) for frame in frames]
     coverage = {source.location: source.coverage for source in map_sources}
-    marker = raw / nuscenes.CITY_MARKER
+    built_in_city = (raw / nuscenes.CITY_MARKER).exists()
+    attribution = {} if built_in_city else {"osm_attribution": "© OpenStreetMap contributors, ODbL 1.0"}
     return tables.write_prepared_folder(
         out,
         converter="maploc",
@@ -168,9 +169,9 @@ def convert(
         source={
             "dataset": "nuscenes",
             "version": version,
-            "built_in_city": marker.exists(),
+            "built_in_city": built_in_city,
             "osm": [_describe_extract(extract) for extract in extracts],
-            "osm_attribution": "© OpenStreetMap contributors, ODbL 1.0",
+            **attribution,
         },
         tables=[
             tables.Table("maps", map_features, map_examples, tables.split_into_shards(map_sources, 1)),

@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
 
+from data_prep.city.blocks import Block
 from data_prep.city.mesh import Facade, Material, MeshBuilder, boundary_walls, flat, polygons
 from data_prep.city.streets import StreetGraph
-
-if TYPE_CHECKING:
-    from data_prep.city.world import Block
 
 WALL_COLOURS = np.array(
     [

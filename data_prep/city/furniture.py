@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import shapely
 
+from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building
 from data_prep.city.mesh import Material, MeshBuilder, box, prism
 from data_prep.city.streets import StreetGraph
-
-if TYPE_CHECKING:
-    from data_prep.city.world import Block
 
 
 class Pole(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
+from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building, add_buildings, plan_buildings
 from data_prep.city.furniture import Furniture, add_furniture, plan_furniture
 from data_prep.city.mesh import Material, Mesh, MeshBuilder, boundary_walls, flat, polygons
@@ -25,16 +26,6 @@ KERB_HEIGHT = 0.15
 KERB_WIDTH = 0.25
 CORNER_RADIUS = 5.0  # of kerbs at junctions
 MARKING_Z = 0.012
-
-
-@dataclass(frozen=True)
-class Block:
-    """What lies inside a ring of streets, behind the sidewalks."""
-
-    polygon: shapely.Polygon
-    district: str
-    surface: Material
-    park: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.evaluation import pose_pictures
 from placerec_jax.evaluation.pose import ERRORS, estimates, pose_errors, verdict
-from placerec_jax.evaluation.provenance import built_in_city
 from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
@@ -195,7 +194,7 @@ def _drives(
         )
         blocks.append(Picture(picture, "image/png", caption, f"Map of {location} with the test drives"))
     attribution = prepared.manifest.get("source", {}).get("osm_attribution")
-    if attribution and not built_in_city(prepared):
+    if attribution:
         blocks.append(Paragraph(f"Map data: {attribution}"))
     return Section("Where the errors are", blocks)
 
