@@ -45,6 +45,11 @@ env-interop: $(ENV_INTEROP)  ## make .venv-interop with the datasets' own tools
 
 DEMO := --config=configs/maplocnet.py --workdir=runs/demo
 
+# Without this the large temporaries of every step go back to the system and are paged in again: on two CPU cores
+# a step takes about a fifth longer (0.37 to 0.42 s against 0.30 to 0.32 s for the `cpu` recipe).
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+demo: export MALLOC_MMAP_MAX_ ?= 0
+demo: export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 demo: env  ## build the city, train MapLocNet, evaluate, write runs/demo/report/; goes on where it was stopped
 	.venv/bin/python -m placerec_jax.train $(DEMO)
 	.venv/bin/python -m placerec_jax.evaluate $(DEMO)

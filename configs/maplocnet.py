@@ -174,7 +174,7 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 100
-    config.optimizer.hold = 0.7
+    config.optimizer.hold = 5 / 7
     return config
 
 
