@@ -1,8 +1,17 @@
 """MapLocNet: surround cameras to a pose on an OpenStreetMap raster.
 
-python -m placerec_jax.train --config=configs/maplocnet.py           # `cpu`: the city on 2 CPU cores
-python -m placerec_jax.train --config=configs/maplocnet.py:city      # the paper's network on the city
-python -m placerec_jax.train --config=configs/maplocnet.py:nuscenes  # the paper's recipe on your data.root
+    python -m placerec_jax.train --config=configs/maplocnet.py[:ARG] [--workdir=DIR]
+
+| ARG              | what                                             | hardware and time             |
+|------------------|--------------------------------------------------|-------------------------------|
+| `cpu` (bare)     | small network, built-in city, ±10 m and ±15°     | 2 CPU cores, 12 min           |
+| `tiny`           | for the tests, a few steps                       | seconds                       |
+| `city`           | the paper's network, built-in city `medium`      | an accelerator; not run yet   |
+| `nuscenes`       | the paper's recipe, ±30 m and ±30°, your data    | 8 accelerators; not run yet   |
+| `nuscenes_front` | the same with the front camera alone             | 8 accelerators; not run yet   |
+
+Median errors to expect of `cpu`: 2.5 m and 1.0° (doing nothing: 8.3 m, 6.9°). Of `nuscenes`: Table I of the
+paper, which nobody has reproduced with this code yet.
 """
 
 import ml_collections
