@@ -118,8 +118,11 @@ def test_reading_leaves_the_folder_alone(tmp_path, setup, state):
     assert unfinished.exists()  # a training run may be writing it just now
     with pytest.raises(CheckpointError, match="not writable"):
         reader.save(at(state, 2), {})
-    assert checkpointer(tmp_path, setup).steps() == [1]
+    writer = checkpointer(tmp_path, setup)
+    assert writer.steps() == [1]
+    writer.save(at(state, 2), {})  # Orbax clears away in the background and waits for it before it saves
     assert not unfinished.exists()
+    assert writer.steps() == [1, 2]
     nowhere = Checkpointer(tmp_path / "nowhere", setup.config, "data")
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         nowhere.restore(abstract(setup))
