@@ -39,11 +39,13 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # all the devices that fsdp leaves
     config.mesh.fsdp = 1
+    config.mesh.rules = ()  # (pattern of a parameter's name, mesh axes), before the inferred sharding
     config.mesh.fsdp_min_size = 2**16  # smaller parameters stay replicated
 
     config.eval = ml_collections.ConfigDict()
     config.eval.seed = 1000
     config.eval.batch_size = 16
+    config.eval.pictures = 2  # frames drawn of the best, of the median and of the worst
     return config
 
 

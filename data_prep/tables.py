@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -357,17 +358,9 @@ def _write_splits(out: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> 
         for name, numbers in sorted(arrays.items()):
             digest.update(f"{name}:{len(numbers)}:".encode() + np.ascontiguousarray(numbers, "<i8").tobytes())
         hashes[scheme] = digest.hexdigest()
-        path = out / "splits" / f"{scheme}.npz"
-        incomplete = path.with_name(path.name + INCOMPLETE)
-        try:
-            with incomplete.open("wb") as file:
-                np.savez(file, **{name: np.asarray(numbers, np.int64) for name, numbers in arrays.items()})
-                file.flush()
-                os.fsync(file.fileno())
-            incomplete.replace(path)
-        except BaseException:
-            incomplete.unlink(missing_ok=True)
-            raise
+        content = io.BytesIO()
+        np.savez(content, **{name: np.asarray(numbers, np.int64) for name, numbers in arrays.items()})
+        write_whole(out / "splits" / f"{scheme}.npz", content.getvalue())
     return hashes
 
 

@@ -9,6 +9,7 @@ see `placerec_jax.training.cost` for the conventions.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from placerec_jax import methods
+from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.training.cost import Cost, function_cost
 
 
@@ -68,7 +70,7 @@ def abstract_model(cfg: ml_collections.ConfigDict, batch: int) -> tuple[Any, dic
 def describe(cfg: ml_collections.ConfigDict, batch: int = 1) -> Description:
     """Parameters, costs and shapes of the model of `cfg`, one row per component."""
     if batch < 1:
-        raise ValueError(f"describe: the batch must hold at least one example, found {batch}")
+        raise ConfigError(f"--batch={batch}: expected at least one example")
     model, inputs, variables = abstract_model(cfg, batch)
     found = function_cost(lambda v, x: model.apply(v, x, train=False), variables, inputs)
     costs = found.by_component(root=type(model).__name__)
@@ -86,7 +88,7 @@ def describe(cfg: ml_collections.ConfigDict, batch: int = 1) -> Description:
                 _shape_lists(outputs[name]) if name in outputs else None,
             )
         )
-    return Description(cfg.get("name", cfg.method), batch, tuple(components), found.unknown)
+    return Description(cfg.name, batch, tuple(components), found.unknown)
 
 
 def _component_outputs(model: Any, variables: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +188,10 @@ def _is_shape(node: Any) -> bool:
 
 def _main(_: Any) -> None:
     values = flags.FLAGS
-    description = describe(values.config, values.batch)
+    try:
+        description = describe(values.config, values.batch)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     if values.json:
         print(json.dumps(as_json(description), indent=2))
         return

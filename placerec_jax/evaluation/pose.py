@@ -234,7 +234,7 @@ def summarize(scores: Mapping[str, Any]) -> dict[str, float]:
 def choose_examples(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{"best", "median", "worst": row numbers} by position error, `cfg.eval.pictures` (default 2) of each."""
     order = np.argsort(pose_errors(rows["pose"], rows["true_pose"])["position"], kind="stable")
-    count = min(int(cfg.eval.get("pictures", 2)), len(order))
+    count = min(cfg.eval.pictures, len(order))
     middle = max(0, len(order) // 2 - count // 2)
     return {
         "best": order[:count],

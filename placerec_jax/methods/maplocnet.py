@@ -35,7 +35,7 @@ from placerec_jax.modules.vgg import VGG16Trunk
 from placerec_jax.ops import bev, projection
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.resize import upsample_bilinear
-from placerec_jax.ops.rigid import se2_compose, se2_inverse
+from placerec_jax.ops.rigid import se2_compose, se2_inverse, wrap_angle
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -317,6 +317,17 @@ class NeuralLocalization(nn.Module):
         return self.scale * nn.Dense(3, kernel_init=nn.initializers.zeros, name="offset")(x)
 
 
+def _image_trunk(cfg: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
+    """The backbone that `model.image_trunk` names; its taps are called `reduction_<log2 of the stride>`."""
+    if cfg.name == "efficientnet_b0":
+        return EfficientNetB0(drop_path_rate=cfg.drop_path, dtype=dtype)
+    if cfg.name == "resnet":
+        return ResNetTrunk(tuple(cfg.widths), tuple(cfg.blocks), cfg.stem, dtype=dtype)
+    raise ConfigError(
+        f"config.model.image_trunk.name is {cfg.name!r}; expected 'efficientnet_b0' or 'resnet'"
+    )
+
+
 class MapLocNet(nn.Module):
     """The two-stage model; submodule names are the components that `describe` reports."""
 
@@ -324,15 +335,7 @@ class MapLocNet(nn.Module):
 
     def setup(self) -> None:
         m, dtype = self.cfg.model, jnp.dtype(self.cfg.dtype)
-        if m.image_trunk.name == "efficientnet_b0":
-            self.image_trunk = EfficientNetB0(drop_path_rate=m.image_trunk.drop_path, dtype=dtype)
-        else:
-            self.image_trunk = ResNetTrunk(
-                widths=tuple(m.image_trunk.widths),
-                blocks=tuple(m.image_trunk.blocks),
-                stem=m.image_trunk.stem,
-                dtype=dtype,
-            )
+        self.image_trunk = _image_trunk(m.image_trunk, dtype)
         self.image_neck = ImageNeck(m.neck_width, self.depth_bins, m.context, dtype=dtype)
         self.bev_encoder = BevEncoder(tuple(m.bev_widths), tuple(m.bev_blocks), dtype=dtype)
         self.bev_decoder = BevDecoder(tuple(m.bev_decoder_widths), m.coarse_dim, m.fine_dim, dtype=dtype)
@@ -458,7 +461,7 @@ def loss(
 def _smooth_l1(predicted: jax.Array, true: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum and count of smooth-L1 (kink at 1 m and 1°) over offsets (N, 3)."""
     difference = predicted - true
-    turn = (difference[..., 2:] + jnp.pi) % (2 * jnp.pi) - jnp.pi
+    turn = wrap_angle(difference[..., 2:])
     difference = to_degrees(jnp.concatenate([difference[..., :2], turn], axis=-1))
     return jnp.sum(optax.losses.huber_loss(difference, delta=1.0)), jnp.float32(difference.size)
 

@@ -106,7 +106,7 @@ def _fresh_state(
 
 
 def _with_shardings(tree: Any, cfg: ml_collections.ConfigDict, mesh: Mesh) -> Any:
-    shardings = infer_shardings(tree, mesh, rules=cfg.mesh.get("rules", ()), min_size=cfg.mesh.fsdp_min_size)
+    shardings = infer_shardings(tree, mesh, rules=cfg.mesh.rules, min_size=cfg.mesh.fsdp_min_size)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,

@@ -8,6 +8,7 @@ import pytest
 
 from configs import maplocnet as configs
 from placerec_jax.data.map_patch import LocationRaster
+from placerec_jax.errors import ConfigError
 from placerec_jax.methods import maplocnet
 from placerec_jax.ops import bev
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
@@ -144,6 +145,14 @@ def test_each_pose_loss_trains_its_own_stage(tiny, term: str, silent: str):
     assert gradient_norm(gradients[silent]) == 0.0
     assert gradient_norm(gradients[heard]) > 0.0
     assert gradient_norm(gradients["image_trunk"]) > 0.0
+
+
+def test_unknown_image_trunk_is_refused():
+    cfg = configs.get_config("tiny")
+    cfg.model.image_trunk.name = "resnext"
+    model, batch = maplocnet.model(cfg), example_batch(cfg, rows=1)
+    with pytest.raises(ConfigError, match="'resnext'; expected 'efficientnet_b0' or 'resnet'"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
 
 
 def test_masked_camera_is_not_seen(tiny):

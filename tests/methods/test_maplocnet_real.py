@@ -12,7 +12,6 @@ from configs import maplocnet as configs
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.methods import maplocnet
 from placerec_jax.ops import bev, projection
-from placerec_jax.ops.rigid import se2_compose, se2_inverse
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +63,6 @@ def test_real_label_moved_by_the_true_pose_lies_on_the_real_patch(
     moved &= seen
     assert drivable.sum() > 1000
     assert (moved & drivable).sum() / (moved | drivable).sum() > 0.95
-    # Where the offset is undone the two poses are one.
-    undone = se2_compose(se2_inverse(real_example["true_pose"]), real_example["true_pose"])
-    np.testing.assert_allclose(undone, 0.0, atol=1e-5)
 
 
 @pytest.mark.slow
