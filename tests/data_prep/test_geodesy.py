@@ -1,12 +1,11 @@
-"""The four map frames against independent projections."""
+"""The map frames against independent projections."""
 
 import numpy as np
+import pyproj
 import pytest
 
 from data_prep import geodesy
 from data_prep.errors import InputError
-
-pyproj = pytest.importorskip("pyproj")
 
 LOCATIONS = sorted(geodesy.ORIGINS)
 SINGAPORE = [location for location in LOCATIONS if location.startswith("singapore")]
@@ -40,7 +39,45 @@ def test_is_web_mercator_scaled_at_the_origin(location):
     np.testing.assert_allclose(geodesy.wgs84_to_map(latlon, location), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("location", LOCATIONS)
+# The city origins as version 2 of Argoverse publishes them, in degrees.
+AV2_ORIGINS = {"MIA": (25.77452579915163, -80.19656914449405), "PIT": (40.44177902989321, -80.01294377242584)}
+
+
+@pytest.mark.parametrize("city", AV2_ORIGINS)
+def test_argoverse_origins_are_those_of_version_2(city):
+    assert np.abs(geodesy.wgs84_to_map(AV2_ORIGINS[city], city)).max() < 1e-3
+
+
+@pytest.mark.parametrize("city", AV2_ORIGINS)
+def test_argoverse_is_transverse_mercator(city):
+    """UTM by its definition: central meridian 81° W, scale 0.9996, false easting 500 km, true to 10 µm."""
+    xy = np.random.default_rng(2).uniform(-3000, 6000, (500, 2))
+    latlon = geodesy.map_to_wgs84(xy, city)
+    projection = pyproj.Proj("+proj=tmerc +lon_0=-81 +k=0.9996 +x_0=500000 +y_0=0 +ellps=WGS84")
+    utm = np.stack(projection(latlon[:, 1], latlon[:, 0]), axis=-1)
+    np.testing.assert_allclose(utm - geodesy.UTM_ORIGINS[city], xy, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("city", AV2_ORIGINS)
+def test_argoverse_against_the_tangent_plane(city):
+    """Ellipsoidal east and north at the origin, turned by the grid's convergence (λ - λ0)·sin φ and scaled by
+    the point scale of UTM, within 2 cm at 2.5 km."""
+    lat0, lon0 = AV2_ORIGINS[city]
+    enu = pyproj.Transformer.from_pipeline(
+        f"+proj=pipeline +step +proj=cart +ellps=WGS84 +step +proj=topocentric +ellps=WGS84 +lat_0={lat0} "
+        f"+lon_0={lon0}"
+    )
+    lat, lon = geodesy.map_to_wgs84([2000.0, 1500.0], city)
+    east, north, _ = enu.transform(lon, lat, 0.0)
+    turn = np.radians(lon0 + 81) * np.sin(np.radians(lat0))
+    scale = 0.9996 * (1 + ((geodesy.UTM_ORIGINS[city][0] - 500_000) / 0.9996) ** 2 / (2 * 6.371e6**2))
+    x = scale * (np.cos(turn) * east + -np.sin(turn) * north)
+    y = scale * (np.sin(turn) * east + np.cos(turn) * north)
+    assert np.hypot(x - 2000, y - 1500) < 0.02
+    assert np.hypot(east - 2000, north - 1500) > 10  # what leaving out the convergence would cost
+
+
+@pytest.mark.parametrize("location", [*LOCATIONS, *AV2_ORIGINS])
 def test_round_trip(location):
     xy = np.random.default_rng(1).uniform(-500, 4500, (1000, 2))
     np.testing.assert_allclose(
@@ -81,8 +118,17 @@ def test_download_boxes():
     )
 
 
+def test_bounds_hold_a_turned_map():
+    """The four corners of a map in UTM lie inside, and touch, its bounds in degrees."""
+    south, west, north, east = geodesy.wgs84_bounds((0.0, 2000.0, -500.0, 3000.0), "PIT", 100.0)
+    latlon = geodesy.map_to_wgs84([(-100, -600), (-100, 3100), (2100, -600), (2100, 3100)], "PIT")
+    assert (latlon.min(axis=0).tolist(), latlon.max(axis=0).tolist()) == ([south, west], [north, east])
+    # Two corners of the turned map would not do.
+    assert latlon[0, 0] > south
+
+
 def test_unknown_location_lists_the_known():
-    with pytest.raises(InputError, match=r"'atlantis'.*boston-seaport.*singapore-onenorth"):
+    with pytest.raises(InputError, match=r"'atlantis'.*boston-seaport.*singapore-onenorth.*MIA"):
         geodesy.wgs84_to_map([0.0, 0.0], "atlantis")
 
 
