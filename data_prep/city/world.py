@@ -16,6 +16,7 @@ from data_prep.city.furniture import Furniture, add_furniture, plan_furniture
 from data_prep.city.mesh import Material, Mesh, MeshBuilder, boundary_walls, flat, polygons
 from data_prep.city.sizes import CitySize
 from data_prep.city.streets import Street, StreetGraph, subdivide_district
+from data_prep.city.terrain import Terrain, flat_terrain
 from data_prep.geodesy import SIZES as MAP_SIZES
 
 BELT = (
@@ -43,6 +44,7 @@ class World:
 
     location: str
     drives_on_left: bool
+    terrain: Terrain
     graph: StreetGraph
     road: shapely.MultiPolygon  # the drivable surface, kerb to kerb, junctions included
     sidewalk: shapely.MultiPolygon
@@ -84,6 +86,7 @@ def build_world(location: str, size: CitySize, seed: int) -> World:
     return World(
         location,
         drives_on_left,
+        flat_terrain(),
         graph,
         road,
         sidewalk,
