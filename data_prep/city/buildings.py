@@ -7,6 +7,7 @@ import numpy as np
 import shapely
 
 from data_prep.city.blocks import Block
+from data_prep.city.classes import Label
 from data_prep.city.mesh import Facade, Material, MeshBuilder, boundary_walls, flat, polygons
 from data_prep.city.streets import StreetGraph
 
@@ -178,22 +179,26 @@ def _dress(
 
 def add_buildings(builder: MeshBuilder, buildings: list[Building], ground: float) -> None:
     """Put walls and roofs of all buildings into the mesh."""
-    for building in buildings:
+    for number, building in enumerate(buildings):
         for ring in (building.footprint.exterior, *building.footprint.interiors):
             xy = shapely.get_coordinates(ring)
             for start, end in pairwise(xy):
-                builder.add_facade(start, end, ground, building.height, building.wall_colour, building.facade)
+                builder.add_facade(
+                    start, end, ground, building.height, building.wall_colour, building.facade, number
+                )
         if building.gable > 0:
-            _add_gable(builder, building)
+            _add_gable(builder, building, number)
         else:
-            builder.add(flat(building.footprint, building.height), Material.ROOF, building.roof_colour)
+            roof = flat(building.footprint, building.height)
+            builder.add(roof, Material.ROOF, building.roof_colour, number=number)
             rim = building.footprint.difference(building.footprint.buffer(-0.35))
             trim = np.asarray(building.wall_colour) * 0.6 + 0.12
-            builder.add(flat(rim, building.height + 0.45), Material.PLAIN, trim)
-            builder.add(boundary_walls(rim, building.height, building.height + 0.45), Material.PLAIN, trim)
+            parapet = boundary_walls(rim, building.height, building.height + 0.45)
+            for part in (flat(rim, building.height + 0.45), parapet):
+                builder.add(part, Material.PLAIN, trim, label=Label.BUILDING, number=number)
 
 
-def _add_gable(builder: MeshBuilder, building: Building) -> None:
+def _add_gable(builder: MeshBuilder, building: Building, number: int) -> None:
     """A ridge along the longer axis of a rectangular footprint."""
     xy = shapely.get_coordinates(building.footprint)[:4]
     if np.hypot(*(xy[1] - xy[0])) < np.hypot(*(xy[2] - xy[1])):
@@ -203,5 +208,6 @@ def _add_gable(builder: MeshBuilder, building: Building) -> None:
     rise = np.array([0, 0, building.gable])
     near, far = (d + a) / 2 + rise, (b + c) / 2 + rise
     roof = np.array([[a, b, far], [a, far, near], [c, d, near], [c, near, far]])
-    builder.add(roof, Material.ROOF, building.roof_colour)
-    builder.add(np.array([[b, c, far], [d, a, near]]), Material.PLAIN, building.wall_colour)
+    builder.add(roof, Material.ROOF, building.roof_colour, number=number)
+    ends = np.array([[b, c, far], [d, a, near]])
+    builder.add(ends, Material.PLAIN, building.wall_colour, label=Label.BUILDING, number=number)

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
+from numpy.typing import ArrayLike
 
 from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building
+from data_prep.city.classes import Label
 from data_prep.city.mesh import Material, MeshBuilder, box, prism
 from data_prep.city.streets import StreetGraph
 
@@ -220,7 +222,7 @@ def park_cars(
 
 
 def add_furniture(builder: MeshBuilder, furniture: Furniture, ground: float) -> None:
-    """Put poles and trees into the mesh."""
+    """Put poles and trees into the mesh; the number of an instance is its index in the plan's list."""
     shapes = {
         "street_lamp": _add_lamp,
         "traffic_signals": _add_signal,
@@ -228,80 +230,102 @@ def add_furniture(builder: MeshBuilder, furniture: Furniture, ground: float) -> 
         "utility_pole": _add_utility_pole,
         "flagpole": _add_flagpole,
     }
-    for pole in furniture.poles:
-        shapes[pole.kind](builder, pole, ground)
-    for tree in furniture.trees:
-        _add_tree(builder, tree)
+    for number, pole in enumerate(furniture.poles):
+        shapes[pole.kind](_Site(builder, pole, number, ground))
+    for number, tree in enumerate(furniture.trees):
+        _add_tree(builder, tree, number)
 
 
-def _at(pole: Pole, forward: float, left: float, z: float) -> np.ndarray:
-    cos, sin = np.cos(pole.facing), np.sin(pole.facing)
-    return np.array([pole.xy[0] + cos * forward - sin * left, pole.xy[1] + sin * forward + cos * left, z])
+class _Site(NamedTuple):
+    """Where one pole is put up: heights are above the ground there."""
+
+    builder: MeshBuilder
+    pole: Pole
+    number: int
+    ground: float
+
+    def at(self, forward: float, left: float, z: float) -> np.ndarray:
+        """(3,) the point `forward` and `left` of the pole as it faces, z above the ground."""
+        x, y = self.pole.xy
+        cos, sin = np.cos(self.pole.facing), np.sin(self.pole.facing)
+        return np.array([x + cos * forward - sin * left, y + sin * forward + cos * left, self.ground + z])
+
+    def add(self, triangles: np.ndarray, colour: ArrayLike, label: Label, glows: bool = False) -> None:
+        """Add one part."""
+        material = Material.LIGHT if glows else Material.PLAIN
+        self.builder.add(triangles, material, colour, label=label, number=self.number)
+
+    def post(self, radius: float, height: float, colour: ArrayLike, label: Label, taper: float = 1.0) -> None:
+        """Add an upright prism from just below the ground."""
+        low, high = self.ground - 0.3, self.ground + height
+        self.add(prism(np.array(self.pole.xy), radius, low, high, taper=taper), colour, label)
+
+    def bar(
+        self,
+        place: tuple[float, float, float],
+        size: tuple[float, float, float],
+        colour: ArrayLike,
+        label: Label,
+        glows: bool = False,
+    ) -> None:
+        """Add a box whose middle is at `place` (forward, left, up), turned as the pole faces."""
+        self.add(box(self.at(*place), np.array(size), self.pole.facing), colour, label, glows)
 
 
-def _add_lamp(builder: MeshBuilder, pole: Pole, ground: float) -> None:
-    height = 7.0 + 2.0 * pole.variant
-    colour = ((0.30, 0.31, 0.32), (0.06, 0.09, 0.08), (0.48, 0.48, 0.47))[int(pole.variant * 3)]
-    builder.add(prism(np.array(pole.xy), 0.11, ground, height, taper=0.6), Material.PLAIN, colour)
-    builder.add(prism(np.array(pole.xy), 0.17, ground, ground + 0.9), Material.PLAIN, colour)
-    builder.add(
-        box(_at(pole, 0.9, 0, height - 0.05), np.array([1.8, 0.08, 0.08]), pole.facing),
-        Material.PLAIN,
-        colour,
-    )
-    builder.add(
-        box(_at(pole, 1.7, 0, height - 0.1), np.array([0.7, 0.26, 0.13]), pole.facing),
-        Material.PLAIN,
-        (0.75, 0.74, 0.68),
-    )
+LAMP_REACH = 1.7  # m from a lamp's post to its light
 
 
-def _add_signal(builder: MeshBuilder, pole: Pole, ground: float) -> None:
+def lamp_height(pole: Pole) -> float:
+    """Metres of a street lamp's light above the ground."""
+    return 7.0 + 2.0 * pole.variant
+
+
+def _add_lamp(site: _Site) -> None:
+    height = lamp_height(site.pole)
+    colour = ((0.30, 0.31, 0.32), (0.06, 0.09, 0.08), (0.48, 0.48, 0.47))[int(site.pole.variant * 3)]
+    site.post(0.11, height, colour, Label.POLE, taper=0.6)
+    site.post(0.17, 0.9, colour, Label.POLE)
+    site.bar((0.9, 0, height - 0.05), (1.8, 0.08, 0.08), colour, Label.POLE)
+    site.bar((LAMP_REACH, 0, height - 0.1), (0.7, 0.26, 0.13), (0.75, 0.70, 0.58), Label.LAMP, glows=True)
+
+
+def _add_signal(site: _Site) -> None:
     dark, grey = (0.03, 0.03, 0.03), (0.22, 0.23, 0.22)
-    builder.add(prism(np.array(pole.xy), 0.12, ground, 5.6), Material.PLAIN, grey)
+    site.post(0.12, 5.6, grey, Label.POLE)
     # The arm reaches over the lane; the heads look along `facing`, at the cars that come.
     for z, left in ((3.0, 0.0), (5.3, -2.6)):
-        builder.add(
-            box(_at(pole, 0.18, left, z), np.array([0.22, 0.42, 1.15]), pole.facing), Material.PLAIN, dark
-        )
+        site.bar((0.18, left, z), (0.22, 0.42, 1.15), dark, Label.TRAFFIC_LIGHT)
         for k, lamp in enumerate(((0.75, 0.03, 0.02), (0.55, 0.32, 0.02), (0.02, 0.55, 0.2))):
-            centre = _at(pole, 0.31, left, z + 0.36 - 0.36 * k)
-            builder.add(box(centre, np.array([0.06, 0.24, 0.24]), pole.facing), Material.PLAIN, lamp)
-    builder.add(box(_at(pole, 0, -1.4, 5.45), np.array([0.1, 2.8, 0.1]), pole.facing), Material.PLAIN, grey)
+            place = (0.31, left, z + 0.36 - 0.36 * k)
+            site.bar(place, (0.06, 0.24, 0.24), lamp, Label.TRAFFIC_LIGHT, glows=True)
+    site.bar((0, -1.4, 5.45), (0.1, 2.8, 0.1), grey, Label.POLE)
 
 
-def _add_stop_sign(builder: MeshBuilder, pole: Pole, ground: float) -> None:
-    builder.add(prism(np.array(pole.xy), 0.06, ground, 2.9), Material.PLAIN, (0.45, 0.45, 0.45))
+def _add_stop_sign(site: _Site) -> None:
+    site.post(0.06, 2.9, (0.45, 0.45, 0.45), Label.SMALLPOLE)
     angle = np.pi / 8 + np.arange(9) * np.pi / 4
-    rim = np.array([_at(pole, 0.09, 0.42 * np.cos(a), 2.6 + 0.42 * np.sin(a)) for a in angle])
-    middle = np.broadcast_to(_at(pole, 0.09, 0, 2.6), (8, 3))
-    builder.add(np.stack([middle, rim[:-1], rim[1:]], 1), Material.PLAIN, (0.55, 0.02, 0.03))
-    back = np.array([np.cos(pole.facing), np.sin(pole.facing), 0.0]) * -0.02
-    builder.add(np.stack([middle, rim[1:], rim[:-1]], 1) + back, Material.PLAIN, (0.35, 0.35, 0.36))
-    stripe = box(_at(pole, 0.1, 0, 2.6), np.array([0.03, 0.6, 0.16]), pole.facing)
-    builder.add(stripe, Material.PLAIN, (0.8, 0.8, 0.8))
+    rim = np.array([site.at(0.09, 0.42 * np.cos(a), 2.6 + 0.42 * np.sin(a)) for a in angle])
+    middle = np.broadcast_to(site.at(0.09, 0, 2.6), (8, 3))
+    site.add(np.stack([middle, rim[:-1], rim[1:]], 1), (0.55, 0.02, 0.03), Label.TRAFFIC_SIGN)
+    back = np.array([np.cos(site.pole.facing), np.sin(site.pole.facing), 0.0]) * -0.02
+    site.add(np.stack([middle, rim[1:], rim[:-1]], 1) + back, (0.35, 0.35, 0.36), Label.TRAFFIC_SIGN)
+    site.bar((0.1, 0, 2.6), (0.03, 0.6, 0.16), (0.8, 0.8, 0.8), Label.TRAFFIC_SIGN)
 
 
-def _add_utility_pole(builder: MeshBuilder, pole: Pole, ground: float) -> None:
-    wood = np.array([0.20, 0.13, 0.08]) * (0.8 + 0.5 * pole.variant)
-    height = 8.5 + 1.5 * pole.variant
-    builder.add(prism(np.array(pole.xy), 0.17, ground, height, taper=0.7), Material.PLAIN, wood)
+def _add_utility_pole(site: _Site) -> None:
+    wood = np.array([0.20, 0.13, 0.08]) * (0.8 + 0.5 * site.pole.variant)
+    height = 8.5 + 1.5 * site.pole.variant
+    site.post(0.17, height, wood, Label.POLE, taper=0.7)
     for drop in (0.4, 1.3):
-        builder.add(
-            box(_at(pole, 0, 0, height - drop), np.array([2.2, 0.12, 0.14]), pole.facing),
-            Material.PLAIN,
-            wood,
-        )
+        site.bar((0, 0, height - drop), (2.2, 0.12, 0.14), wood, Label.POLE)
 
 
-def _add_flagpole(builder: MeshBuilder, pole: Pole, ground: float) -> None:
-    height = 8.0 + 4.0 * pole.variant
-    builder.add(prism(np.array(pole.xy), 0.09, ground, height, taper=0.5), Material.PLAIN, (0.78, 0.78, 0.78))
-    hue = pole.variant * 6.0
+def _add_flagpole(site: _Site) -> None:
+    height = 8.0 + 4.0 * site.pole.variant
+    site.post(0.09, height, (0.78, 0.78, 0.78), Label.POLE, taper=0.5)
+    hue = site.pole.variant * 6.0
     colour = np.clip([abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)], 0.05, 0.7)
-    builder.add(
-        box(_at(pole, 0.9, 0, height - 0.8), np.array([1.7, 0.03, 1.1]), pole.facing), Material.PLAIN, colour
-    )
+    site.bar((0.9, 0, height - 0.8), (1.7, 0.03, 1.1), colour, Label.UNKNOWN_OBJECT)
 
 
 @lru_cache(maxsize=1)
@@ -327,21 +351,41 @@ def _blob() -> tuple[np.ndarray, np.ndarray]:
     return np.array(points), np.array(fine)
 
 
-def _add_tree(builder: MeshBuilder, tree: Tree) -> None:
+BRANCHES = 5
+
+
+def _add_tree(builder: MeshBuilder, tree: Tree, number: int) -> None:
+    """Trunk, branches, which show when the leaves have fallen, and crown."""
     rng = np.random.default_rng(tree.seed)
     xy = np.array(tree.xy)
     radius = tree.height * rng.uniform(0.22, 0.34)
     bark = np.array([0.15, 0.10, 0.065]) * rng.uniform(0.7, 1.4)
-    builder.add(prism(xy, 0.05 + 0.017 * tree.height, 0.0, tree.height * 0.55, 5, 0.7), Material.PLAIN, bark)
+    trunk = 0.05 + 0.017 * tree.height
+    fork = tree.height * 0.55
+    parts = [prism(xy, trunk, -0.3, fork, 5, 0.7)]
+    for turn in 2 * np.pi * (np.arange(BRANCHES) / BRANCHES + rng.random()):
+        reach = radius * rng.uniform(0.5, 0.85)
+        tip = np.array(
+            [*(xy + reach * np.array([np.cos(turn), np.sin(turn)])), tree.height * rng.uniform(0.8, 0.95)]
+        )
+        parts.append(_twig(np.array([*xy, fork * 0.85]), tip, trunk * 0.5))
+    builder.add(np.concatenate(parts), Material.PLAIN, bark, label=Label.VEGETATION, number=number)
     leaf = np.array([0.08, 0.17, 0.04]) * rng.uniform(0.6, 1.5) * rng.uniform(0.8, 1.2, 3)
     vertices, faces = _blob()
     crown = vertices * rng.uniform(0.8, 1.15, (len(vertices), 1))
     crown = crown * [radius, radius, tree.height * 0.36] + [*xy, tree.height * 0.64]
-    builder.add(crown[faces], Material.FOLIAGE, leaf)
+    builder.add(crown[faces], Material.FOLIAGE, leaf, number=number)
+
+
+def _twig(start: np.ndarray, tip: np.ndarray, width: float) -> np.ndarray:
+    """A thin three-sided spike from `start` to `tip`, (3,) each → (3, 3, 3) triangles."""
+    angle = np.arange(3) * (2 * np.pi / 3)
+    rim = start + width * np.stack([np.cos(angle), np.sin(angle), np.zeros(3)], 1)
+    return np.stack([rim, np.roll(rim, -1, 0), np.broadcast_to(tip, rim.shape)], 1)
 
 
 def add_cars(builder: MeshBuilder, cars: list[Car]) -> None:
-    """Put parked cars into the mesh; the instance of a triangle is the number of its car."""
+    """Put parked cars into the mesh; the number of an instance is its index in `cars`."""
     for number, car in enumerate(cars):
         forward = np.array([np.cos(car.yaw), np.sin(car.yaw)])
         side = np.array([-forward[1], forward[0]])
@@ -349,7 +393,7 @@ def add_cars(builder: MeshBuilder, cars: list[Car]) -> None:
             along, across, z = part.centre
             centre = np.append(np.array(car.xy) + forward * along + side * across, z)
             triangles = box(centre, np.array(part.size), car.yaw, part.top)
-            builder.add(triangles, Material.PLAIN, part.colour, instance=number)
+            builder.add(triangles, Material.PLAIN, part.colour, label=Label.CAR, number=number)
 
 
 class _Part(NamedTuple):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 
+from data_prep.city.classes import Label, instance_id
+
 
 class Material(IntEnum):
     """What a triangle is made of; shading.py gives each its texture, sensors.py its LiDAR reflectivity."""
@@ -21,6 +23,22 @@ class Material(IntEnum):
     ROOF = 8
     PLAIN = 9
     FOLIAGE = 10
+    LIGHT = 11  # glows in its colour, the more the darker it is
+
+
+# The class of a triangle that is given none; what is PLAIN or glows may be anything and must be given one.
+_LABEL_OF_MATERIAL = {
+    Material.ASPHALT: Label.ROAD,
+    Material.MARKING: Label.ROAD,
+    Material.KERB: Label.SIDEWALK,
+    Material.PAVING: Label.SIDEWALK,
+    Material.GRASS: Label.TERRAIN,
+    Material.GRAVEL: Label.GROUND,
+    Material.WATER: Label.GROUND,
+    Material.FACADE: Label.BUILDING,
+    Material.ROOF: Label.BUILDING,
+    Material.FOLIAGE: Label.VEGETATION,
+}
 
 
 class Facade(NamedTuple):
@@ -45,8 +63,9 @@ class Mesh(NamedTuple):
     material: np.ndarray  # (N,) uint8
     colour: np.ndarray  # (N, 3) float32, linear RGB
     wall: np.ndarray  # (N,) int32, row of `walls`; 0 where the triangle is no facade
-    walls: np.ndarray  # (W, 3 + len(Facade)) float32: unit direction x, y, offset of u, then the Facade
-    instance: np.ndarray  # (N,) int32: number of the parked car, -1 for everything else
+    walls: np.ndarray  # (W, 4 + len(Facade)) float32: unit direction x, y, offset of u, base of v, the Facade
+    semantic: np.ndarray  # (N,) uint8: Label
+    instance: np.ndarray  # (N,) int32: see classes.py
     centre: np.ndarray  # (2,) float64
 
     def normals(self) -> np.ndarray:
@@ -61,14 +80,27 @@ class MeshBuilder:
 
     def __init__(self, centre: np.ndarray):
         self.centre = np.asarray(centre, np.float64)
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-        self._walls: list[tuple[float, ...]] = [(0.0,) * (3 + len(Facade._fields))]
+        self._parts: list[tuple[np.ndarray, ...]] = []
+        self._walls: list[tuple[float, ...]] = [(0.0,) * (4 + len(Facade._fields))]
 
     def add(
-        self, triangles: np.ndarray, material: Material, colour: np.ndarray, wall: int = 0, instance: int = -1
+        self,
+        triangles: np.ndarray,
+        material: Material,
+        colour: np.ndarray,
+        wall: int = 0,
+        label: Label | None = None,
+        number: int = 0,
     ) -> None:
-        """Add (n, 3, 3) triangles of one material; `colour` is (3,) or (n, 3)."""
+        """Add (n, 3, 3) triangles of one material and object; `colour` is (3,) or (n, 3).
+
+        `label` is by default the material's class; `number` is the object's within its class.
+        """
         n = len(triangles)
+        if label is None:
+            if material not in _LABEL_OF_MATERIAL:
+                raise ValueError(f"triangles of {material.name} may be anything: they need a label")
+            label = _LABEL_OF_MATERIAL[material]
         if n == 0:
             return
         local = np.array(triangles, np.float64)
@@ -79,31 +111,42 @@ class MeshBuilder:
                 np.full(n, int(material), np.uint8),
                 np.broadcast_to(np.asarray(colour, np.float32), (n, 3)),
                 np.full(n, wall, np.int32),
-                np.full(n, instance, np.int32),
+                np.full(n, int(label), np.uint8),
+                np.full(n, instance_id(label, number), np.int32),
             )
         )
 
     def add_facade(
-        self, start: np.ndarray, end: np.ndarray, z0: float, z1: float, colour: np.ndarray, facade: Facade
+        self,
+        start: np.ndarray,
+        end: np.ndarray,
+        z0: float,
+        z1: float,
+        colour: np.ndarray,
+        facade: Facade,
+        number: int = 0,
+        base: float | None = None,
     ) -> None:
         """Add a vertical wall over the ground segment `start` → `end` ((2,) each), windows centred on it.
 
-        Walls of a counter-clockwise footprint face outwards.
+        Walls of a counter-clockwise footprint face outwards. `number` is the building's; its floors are
+        counted from the height `base`, by default z0.
         """
         along = np.asarray(end, np.float64) - start
         length = float(np.hypot(*along))
         direction = along / length
         columns = max(1, round(length / facade.pitch))
         offset = float((np.asarray(start) - self.centre) @ direction)
-        self._walls.append((*direction, offset, *facade._replace(pitch=length / columns)))
-        self.add(wall_quad(start, end, z0, z1), Material.FACADE, colour, wall=len(self._walls) - 1)
+        facade = facade._replace(pitch=length / columns)
+        self._walls.append((*direction, offset, z0 if base is None else base, *facade))
+        self.add(
+            wall_quad(start, end, z0, z1), Material.FACADE, colour, wall=len(self._walls) - 1, number=number
+        )
 
     def build(self) -> Mesh:
         """Concatenate everything that was added."""
         parts = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
-        return Mesh(
-            parts[0], parts[1], parts[2], parts[3], np.asarray(self._walls, np.float32), parts[4], self.centre
-        )
+        return Mesh(*parts[:4], np.asarray(self._walls, np.float32), *parts[4:], self.centre)
 
 
 def merge(first: Mesh, second: Mesh) -> Mesh:
@@ -119,6 +162,7 @@ def merge(first: Mesh, second: Mesh) -> Mesh:
         np.concatenate([first.colour, second.colour]),
         np.concatenate([first.wall, wall]),
         np.concatenate([first.walls, second.walls]),
+        np.concatenate([first.semantic, second.semantic]),
         np.concatenate([first.instance, second.instance]),
         first.centre,
     )
@@ -133,6 +177,7 @@ def near(mesh: Mesh, lower: np.ndarray, upper: np.ndarray) -> Mesh:
         material=mesh.material[inside],
         colour=mesh.colour[inside],
         wall=mesh.wall[inside],
+        semantic=mesh.semantic[inside],
         instance=mesh.instance[inside],
     )
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from data_prep.city.classes import INSTANCES_PER_CLASS, Label, instance_id, number_of
 from data_prep.city.drives import KEYFRAME_SECONDS, Log, Scene
 from data_prep.city.furniture import Car, add_cars, park_cars
 from data_prep.city.mesh import Mesh, MeshBuilder, merge, near
@@ -135,7 +136,7 @@ def record_scene(
             path = root / file_name(log, camera.channel, timestamp)
             if not cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
                 raise OSError(f"{path}: the image could not be written; is the disk full?")
-        points, instance = scan(caster, poses[0] @ own.rig.ego_T_lidar, directions, rings, rng)
+        points, _, instance = scan(caster, poses[0] @ own.rig.ego_T_lidar, directions, rings, rng)
         points.tofile(root / file_name(log, "LIDAR_TOP", keyframe[0]))
         boxes.append(_boxes(caster, own.cars, poses[0] @ own.rig.ego_T_lidar, instance))
     return own.cars, boxes
@@ -168,8 +169,10 @@ def _boxes(caster: RayCaster, cars: list[Car], map_T_lidar: np.ndarray, instance
     start = np.broadcast_to((origin - np.append(caster.mesh.centre, 0)).astype(np.float32), view.shape).copy()
     hits = caster.cast(start, view)
     met = np.where(hits.triangle >= 0, caster.mesh.instance[hits.triangle], -1).reshape(len(close), -1)
-    seen = (met == close[:, None]).mean(1)
-    counts = np.bincount(instance[instance >= 0], minlength=len(cars))
+    seen = (met == instance_id(Label.CAR, close)[:, None]).mean(1)
+    counts = np.bincount(
+        number_of(instance[instance // INSTANCES_PER_CLASS == Label.CAR]), minlength=len(cars)
+    )
     return [
         Box(int(number), int(counts[number]), float(share))
         for number, share in zip(close, seen, strict=True)

@@ -53,6 +53,7 @@ _REFLECTIVITY = {
     Material.ROOF: 22,
     Material.PLAIN: 40,
     Material.FOLIAGE: 16,
+    Material.LIGHT: 40,
 }
 
 
@@ -180,11 +181,11 @@ def scan(
     directions: np.ndarray,
     rings: np.ndarray,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One LiDAR sweep, as if taken at one instant.
 
-    Returns (M, 5) float32 x, y, z, intensity, ring in the LiDAR frame, and the parked car each point is on
-    (-1: none).
+    Returns (M, 5) float32 x, y, z, intensity, ring in the LiDAR frame, and (M,) the semantic class and (M,)
+    the instance that each point is on (classes.py).
     """
     mesh = caster.mesh
     origin = (map_T_lidar[:3, 3] - np.append(mesh.centre, 0.0)).astype(np.float32)
@@ -199,4 +200,4 @@ def scan(
     intensity = reflectivity[mesh.material[triangle]] * rng.uniform(0.7, 1.3, triangle.shape)
     points = directions[kept] * distance[:, None]
     columns = [points, np.clip(np.round(intensity), 0, 255)[:, None], rings[kept][:, None]]
-    return np.concatenate(columns, 1).astype(np.float32), mesh.instance[triangle]
+    return np.concatenate(columns, 1).astype(np.float32), mesh.semantic[triangle], mesh.instance[triangle]

@@ -80,6 +80,7 @@ _TEXTURE = {
     Material.ROOF: (0.20, 9.0, 0.20, 16.0),
     Material.PLAIN: (0.04, 12.0, 0.06, 20.0),
     Material.FOLIAGE: (0.75, 7.0, 0.45, 50.0),
+    Material.LIGHT: (0.0, 12.0, 0.0, 20.0),
 }
 
 
@@ -169,9 +170,9 @@ class Shader:
         gloss = np.zeros(len(albedo), np.float32)
         index = np.flatnonzero(material == Material.FACADE)
         wall = self.mesh.walls[self.mesh.wall[triangle[index]]]
-        tx, ty, offset, pitch, floor, share, sill, head, shop, brick, tint, number, awning = wall.T
+        tx, ty, offset, base, pitch, floor, share, sill, head, shop, brick, tint, number, awning = wall.T
         u = point[index, 0] * tx + point[index, 1] * ty - offset
-        z = point[index, 2] - np.float32(0.15)
+        z = point[index, 2] - base
         column, row = np.floor(u / pitch), np.floor(z / floor)
         du, dv = u / pitch - column, z / floor - row
         course = np.floor(z * 7.0)

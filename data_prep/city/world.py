@@ -12,6 +12,7 @@ import shapely
 
 from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building, add_buildings, plan_buildings
+from data_prep.city.classes import Label
 from data_prep.city.furniture import Furniture, add_furniture, plan_furniture
 from data_prep.city.mesh import Material, Mesh, MeshBuilder, boundary_walls, flat, polygons
 from data_prep.city.sizes import CitySize
@@ -304,7 +305,9 @@ def _add_ground(
         tone = (
             np.asarray(SURFACE_COLOURS[block.surface]) * rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
         )
-        builder.add(flat(block.polygon, KERB_HEIGHT), block.surface, tone)
+        # A paved block is a yard to park in, no sidewalk.
+        label = Label.PARKING if block.surface == Material.PAVING else None
+        builder.add(flat(block.polygon, KERB_HEIGHT), block.surface, tone, label=label)
     builder.add(
         flat(river.difference(road.union(sidewalk)), -0.03), Material.WATER, SURFACE_COLOURS[Material.WATER]
     )
