@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data_prep.errors import InputError
 from data_prep.geodesy import check_location
+from data_prep.raw.frames import Camera, Frame, Lidar
 from placerec_jax.ops import rigid
 
 VERSIONS = ("v1.0-trainval", "v1.0-test", "v1.0-mini")
@@ -32,48 +33,6 @@ CITY_MARKER = "BUILT-IN-CITY.json"  # stands in a root that the built-in city wr
 _CHUNK = 1 << 23  # characters read at a time
 _LONGEST_RECORD = 1 << 20  # characters; a record longer than this is taken for damage
 _QUATERNION_TOLERANCE = 1e-3
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Camera:
-    """One keyframe image. Camera frame: z forward, x right, y down; pixels of the stored image."""
-
-    channel: str
-    path: Path
-    width: int
-    height: int
-    timestamp: int  # µs
-    intrinsics: np.ndarray  # (3, 3) float64
-    ego_T_camera: np.ndarray  # (4, 4) float64
-    map_T_ego: np.ndarray  # (4, 4) float64 at the image's own time
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lidar:
-    """One keyframe sweep of LIDAR_TOP."""
-
-    path: Path
-    timestamp: int  # µs
-    ego_T_lidar: np.ndarray  # (4, 4) float64
-    map_T_ego: np.ndarray  # (4, 4) float64 at the sweep's own time
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Frame:
-    """One keyframe: cameras in the order of CAMERAS, and the LiDAR."""
-
-    token: str
-    scene: str
-    location: str
-    timestamp: int  # µs
-    cameras: tuple[Camera, ...]
-    lidar: Lidar
-
-    @property
-    def map_pose_ego(self) -> np.ndarray:
-        """(3,) float64 (x, y, yaw) of the ego frame at the LiDAR's time, in the map frame of the location."""
-        pose = self.lidar.map_T_ego
-        return np.array([pose[0, 3], pose[1, 3], rigid.yaw_of(pose[:3, :3])])
 
 
 def find_version(root: Path, version: str | None) -> str:
