@@ -26,6 +26,7 @@ from placerec_jax.training import loop, process
 from placerec_jax.training.checkpoint import Checkpointer, CheckpointError, config_as_json
 from placerec_jax.training.metrics import MetricsLog
 from placerec_jax.training.optimizer import make_optimizer, make_schedule
+from placerec_jax.training.pretrained import PRETRAINED, load_pretrained
 from placerec_jax.training.sharding import make_mesh
 from placerec_jax.training.state import TrainState, abstract_state, count_parameters, init_state
 from placerec_jax.training.step import checked_tensors, make_train_step
@@ -40,7 +41,7 @@ def run(
     """Trains `cfg` in `workdir`; returns whether `train.steps` was reached (False: stopped by a signal).
 
     Starts from the newest checkpoint there (or that of `restore_step`), else from the weights of the working
-    directory `init_from`, else from scratch.
+    directory `init_from`, else from the published weights that the config names, else from scratch.
     """
     method = methods.load(cfg.method)
     prepared = preparation.ensure_prepared(cfg)
@@ -59,11 +60,15 @@ def run(
         _say(f"going on from step {int(state.step)} of {workdir}")
     else:
         state = init_state(method, frozen, model, tx, mesh)
+        if jax.process_index() == 0:
+            (workdir / PRETRAINED).unlink(missing_ok=True)  # of a start that came to nothing
         if init_from:
             state = _with_old_weights(state, cfg, Path(init_from))
+        elif hasattr(method, "pretrained"):
+            state = _with_published_weights(state, method.pretrained(frozen), workdir)
     start_step = int(state.step)
     if jax.process_index() == 0:
-        _write_config(cfg, workdir)
+        _write_json(workdir / "config.json", config_as_json(cfg))
     _describe(cfg, mesh, state)
 
     source = method.source(frozen, prepared, cfg.data.train_split, training=True)
@@ -142,10 +147,21 @@ def _with_old_weights(state: TrainState, cfg: ml_collections.ConfigDict, old: Pa
     return state.replace(**variables)
 
 
-def _write_config(cfg: ml_collections.ConfigDict, workdir: Path) -> None:
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(config_as_json(cfg), indent=2) + "\n")
-    temporary.replace(workdir / "config.json")
+def _with_published_weights(
+    state: TrainState, wanted: dict[str, methods.Pretrained], workdir: Path
+) -> TrainState:
+    loaded = load_pretrained(state.variables, wanted)
+    for line in loaded.lines:
+        _say(line)
+    if loaded.record and jax.process_index() == 0:
+        _write_json(workdir / PRETRAINED, loaded.record)
+    return state.replace(**loaded.variables)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)
 
 
 def _describe(cfg: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, state: TrainState) -> None:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import ml_collections
 
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.training.checkpoint import About, config_as_json, config_differences
+from placerec_jax.training.pretrained import PRETRAINED
 
 PACKAGES = ("placerec_jax", "jax", "jaxlib", "flax", "numpy")
 
@@ -42,6 +44,7 @@ def provenance(
             "asked_for": checkpoint,
             "best_by": f"{cfg.eval.best_metric} ({cfg.eval.best_mode}) on split {cfg.data.eval_split}",
             "scores_when_saved": {name: about.scores[name] for name in sorted(about.scores)},
+            "started_from": _started_from(Path(workdir)),
         },
         "dataset": {
             "root": str(prepared.root),
@@ -61,6 +64,12 @@ def provenance(
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
     }
+
+
+def _started_from(workdir: Path) -> dict[str, Any]:
+    """The published weights (file, sha256, ...) that the trainer wrote down; {} without any."""
+    record = workdir / PRETRAINED
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def summary_line(facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,9 @@ compile without data;
   or points stay exact under gradient accumulation and sharding;
 - `predict(cfg, representations, batch)`: {name: (B, ...)}: what the evaluator scores and the report draws;
 - `source(cfg, prepared, split, training)`: an `ExampleSource`;
-- `PUBLISHED` (optional): the paper's own figures, printed beside ours.
+- `PUBLISHED` (optional): the paper's own figures, printed beside ours;
+- `pretrained(cfg)` (optional): {submodule of the model: `Pretrained`}: what training may start from. Its
+  settings are `config.model.<something>_weights`.
 """
 
 import importlib
@@ -29,6 +31,14 @@ class Encoder(NamedTuple):
 
     inputs: tuple[str, ...]  # batch features, or encoders that stand earlier
     function: Callable[..., Any]  # (module, *inputs, train) -> representation
+
+
+class Pretrained(NamedTuple):
+    """Published weights that a submodule may start from."""
+
+    setting: str  # the key of the config that names the file, for messages
+    path: str  # the file; empty: train from scratch
+    layouts: tuple[Any, ...]  # `modules.torch_names.TorchLayout`s that are understood; () where none is
 
 
 class ExampleSource(Protocol):

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 (Tan and Le, arXiv 1905.11946) without its head, as released for TensorFlow."""
+"""EfficientNet-B0 (Tan and Le, arXiv 1905.11946) without its head, as TensorFlow or torch compute it."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from placerec_jax.errors import ConfigError
 from placerec_jax.modules.sharding import constrain_batch
 
 
@@ -32,22 +33,40 @@ STEM_FEATURES = 32
 SQUEEZE_RATIO = 0.25
 
 
+class Convention(NamedTuple):
+    """In what implementations differ, and for which one therefore needs to know whence weights are."""
+
+    padding: str  # at stride 2: 'SAME' pads even inputs on the far side only, 'symmetric' on all sides
+    epsilon: float  # of batch normalisation
+
+
+CONVENTIONS = {
+    "tensorflow": Convention("SAME", 1e-3),  # the released weights; timm's tf_efficientnet_b0
+    "torch": Convention("symmetric", 1e-5),  # torchvision's and timm's efficientnet_b0
+}
+
+
 class EfficientNetB0(nn.Module):
     """Images (B, H, W, 3) -> {'reduction_1': (B, H/2, W/2, 16), ..., 'reduction_5': (B, H/32, W/32, 320)}.
 
     A tap is the last feature map of its resolution: 16, 24, 40, 112 and 320 channels. The probability that a
     residual branch is skipped in training rises linearly with the depth, up to (almost) `drop_path_rate`; rng
-    stream 'dropout'. Padding is TensorFlow's 'SAME' (asymmetric at stride 2), with which the published
-    weights were trained. 3,595,388 parameters.
+    stream 'dropout'. `convention` is one of `CONVENTIONS`. 3,595,388 parameters.
     """
 
     drop_path_rate: float = 0.2
     dtype: jnp.dtype = jnp.float32
+    convention: str = "tensorflow"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        x = _conv(STEM_FEATURES, 3, 2, self.dtype, name="stem_conv")(x)
-        x = constrain_batch(nn.silu(_batch_norm(train, self.dtype, name="stem_bn")(x)))
+        if self.convention not in CONVENTIONS:
+            raise ConfigError(
+                f"EfficientNetB0: convention is {self.convention!r}; expected one of {sorted(CONVENTIONS)}"
+            )
+        convention = CONVENTIONS[self.convention]
+        x = _conv(STEM_FEATURES, 3, 2, self.dtype, convention, name="stem_conv")(x)
+        x = constrain_batch(nn.silu(_batch_norm(train, self.dtype, convention, name="stem_bn")(x)))
         total = sum(stage.blocks for stage in STAGES)
         taps, reduction, index = {}, 1, 0
         for stage in STAGES:
@@ -62,6 +81,7 @@ class EfficientNetB0(nn.Module):
                     stage.expansion,
                     self.drop_path_rate * index / total,
                     self.dtype,
+                    convention,
                     name=f"block{index}",
                 )(x, train)
                 taps[f"reduction_{reduction}"] = x
@@ -82,20 +102,21 @@ class MBConv(nn.Module):
     expansion: int
     drop_path: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    convention: Convention = CONVENTIONS["tensorflow"]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        inputs, channels = x, x.shape[-1]
+        inputs, channels, how = x, x.shape[-1], self.convention
         hidden = channels * self.expansion
         if self.expansion != 1:
-            x = _conv(hidden, 1, 1, self.dtype, name="expand_conv")(x)
-            x = nn.silu(_batch_norm(train, self.dtype, name="expand_bn")(x))
-        x = _conv(hidden, self.kernel, self.stride, self.dtype, groups=hidden, name="depthwise_conv")(x)
-        x = nn.silu(_batch_norm(train, self.dtype, name="depthwise_bn")(x))
+            x = _conv(hidden, 1, 1, self.dtype, how, name="expand_conv")(x)
+            x = nn.silu(_batch_norm(train, self.dtype, how, name="expand_bn")(x))
+        x = _conv(hidden, self.kernel, self.stride, self.dtype, how, groups=hidden, name="depthwise_conv")(x)
+        x = nn.silu(_batch_norm(train, self.dtype, how, name="depthwise_bn")(x))
         squeezed = max(1, int(channels * SQUEEZE_RATIO))  # of the block's input, not of the hidden width
         x = SqueezeExcite(squeezed, self.dtype, name="se")(x)
-        x = _conv(self.features, 1, 1, self.dtype, name="project_conv")(x)
-        x = _batch_norm(train, self.dtype, name="project_bn")(x)
+        x = _conv(self.features, 1, 1, self.dtype, how, name="project_conv")(x)
+        x = _batch_norm(train, self.dtype, how, name="project_bn")(x)
         if self.stride == 1 and channels == self.features:
             # One draw per example: the branch is dropped whole, and scaled by 1 / (1 - p) when kept.
             x = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(x, deterministic=not train)
@@ -118,13 +139,20 @@ class SqueezeExcite(nn.Module):
 
 
 def _conv(
-    features: int, kernel: int, stride: int, dtype: jnp.dtype, groups: int = 1, name: str | None = None
+    features: int,
+    kernel: int,
+    stride: int,
+    dtype: jnp.dtype,
+    convention: Convention,
+    groups: int = 1,
+    name: str | None = None,
 ) -> nn.Conv:
+    symmetric = ((kernel // 2, kernel // 2),) * 2
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        padding="SAME",
+        padding=symmetric if convention.padding == "symmetric" else convention.padding,
         feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
@@ -137,5 +165,9 @@ def _conv(
     )
 
 
-def _batch_norm(train: bool, dtype: jnp.dtype, name: str | None = None) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.99, epsilon=1e-3, dtype=dtype, name=name)
+def _batch_norm(
+    train: bool, dtype: jnp.dtype, convention: Convention, name: str | None = None
+) -> nn.BatchNorm:
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.99, epsilon=convention.epsilon, dtype=dtype, name=name
+    )

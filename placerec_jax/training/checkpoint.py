@@ -8,6 +8,7 @@ number is a whole checkpoint. The newest two and the best are kept.
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _FREE_TO_CHANGE = (
 )
 # What must agree for weights to mean the same in another run.
 _ARCHITECTURE = ("method", "model")
+# Files that training started from, as the contract of methods names their settings: no part of the model.
+_STARTED_FROM = re.compile(r"model\.\w+_weights")
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -173,7 +176,7 @@ class Checkpointer:
         differences = [
             line
             for line in config_differences(about.config, self._config)
-            if line.split(":")[0].split(".")[0] in _ARCHITECTURE
+            if (key := line.split(":")[0]).split(".")[0] in _ARCHITECTURE and not _STARTED_FROM.fullmatch(key)
         ]
         if differences:
             raise CheckpointError(
