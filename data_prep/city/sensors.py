@@ -1,4 +1,4 @@
-"""The vehicle's sensors: six cameras and a 32-beam LiDAR, mounted and calibrated like those of nuScenes.
+"""The vehicle's sensors: cameras and a 32-beam LiDAR, by default mounted and calibrated like nuScenes'.
 
 Every ray is cast by Embree. Camera frames: z forward, x right, y down. A pixel (column i, row j) covers the
 square from (i, j) to (i + 1, j + 1), so that intrinsics scale with the image size; its ray goes through (i
@@ -14,11 +14,11 @@ from embreex.rtcore_scene import EmbreeScene
 
 from data_prep.city.mesh import Material, Mesh
 
-REFERENCE_SIZE = (1600, 900)  # pixels: the image size that the intrinsics below belong to
 
+class Mount(NamedTuple):
+    """Where a camera sits and what it sees, before the small differences between logs."""
 
-class _Mount(NamedTuple):
-    focal: float
+    focal: float  # pixels of the plan's reference size
     centre: tuple[float, float]
     position: tuple[float, float, float]  # in the ego frame
     yaw: float  # degrees, left positive
@@ -26,15 +26,14 @@ class _Mount(NamedTuple):
 
 
 # Order and delays follow the sweep of the LiDAR past the cameras.
-CAMERAS: dict[str, _Mount] = {
-    "CAM_FRONT_LEFT": _Mount(1272.6, (826.6, 479.8), (1.52, 0.49, 1.51), 55.0, 0.043),
-    "CAM_FRONT": _Mount(1266.4, (816.3, 491.5), (1.70, 0.02, 1.51), 0.0, 0.035),
-    "CAM_FRONT_RIGHT": _Mount(1260.8, (808.0, 495.3), (1.55, -0.49, 1.50), -55.0, 0.027),
-    "CAM_BACK_RIGHT": _Mount(1259.5, (807.3, 501.2), (1.01, -0.48, 1.56), -110.0, 0.019),
-    "CAM_BACK": _Mount(809.2, (829.2, 481.8), (0.03, 0.0, 1.58), 180.0, 0.010),
-    "CAM_BACK_LEFT": _Mount(1256.7, (792.1, 492.8), (1.04, 0.48, 1.59), 110.0, 0.001),
+CAMERAS: dict[str, Mount] = {
+    "CAM_FRONT_LEFT": Mount(1272.6, (826.6, 479.8), (1.52, 0.49, 1.51), 55.0, 0.043),
+    "CAM_FRONT": Mount(1266.4, (816.3, 491.5), (1.70, 0.02, 1.51), 0.0, 0.035),
+    "CAM_FRONT_RIGHT": Mount(1260.8, (808.0, 495.3), (1.55, -0.49, 1.50), -55.0, 0.027),
+    "CAM_BACK_RIGHT": Mount(1259.5, (807.3, 501.2), (1.01, -0.48, 1.56), -110.0, 0.019),
+    "CAM_BACK": Mount(809.2, (829.2, 481.8), (0.03, 0.0, 1.58), 180.0, 0.010),
+    "CAM_BACK_LEFT": Mount(1256.7, (792.1, 492.8), (1.04, 0.48, 1.59), 110.0, 0.001),
 }
-LIDAR_POSITION = (0.94, 0.0, 1.84)
 LIDAR_BEAMS = 32
 LIDAR_ELEVATION = (-30.67, 10.67)  # degrees, of the lowest and the highest beam
 LIDAR_RANGE = 80.0  # m
@@ -55,6 +54,23 @@ _REFLECTIVITY = {
     Material.FOLIAGE: 16,
     Material.LIGHT: 40,
 }
+
+
+@dataclass(frozen=True)
+class RigPlan:
+    """What the rigs of all logs of one format have in common."""
+
+    reference_size: tuple[int, int]  # pixels: the image size that the intrinsics of `cameras` belong to
+    cameras: dict[str, Mount]
+    lidar_position: tuple[float, float, float]  # in the ego frame
+    ego_height: float  # m of the ego frame's origin above the ground
+
+    def image_size(self, width: int) -> tuple[int, int]:
+        """Width and height of images that are so wide."""
+        return width, round(width * self.reference_size[1] / self.reference_size[0])
+
+
+NUSCENES_RIG = RigPlan((1600, 900), CAMERAS, (0.94, 0.0, 1.84), 0.0)
 
 
 @dataclass(frozen=True)
@@ -99,14 +115,14 @@ def _small_rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * skew @ skew
 
 
-def make_rig(image_size: tuple[int, int], rng: np.random.Generator) -> Rig:
+def make_rig(image_size: tuple[int, int], rng: np.random.Generator, plan: RigPlan = NUSCENES_RIG) -> Rig:
     """The rig of one log: calibration differs a little between logs."""
-    scale = np.array(image_size) / REFERENCE_SIZE
+    scale = np.array(image_size) / plan.reference_size
     optical = np.array(
         [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
     )  # camera axes in a forward-looking ego
     cameras = []
-    for channel, mount in CAMERAS.items():
+    for channel, mount in plan.cameras.items():
         focal = (mount.focal + rng.normal(0, 4)) * scale
         centre = (np.array(mount.centre) + rng.normal(0, 6, 2)) * scale
         intrinsics = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
@@ -116,7 +132,7 @@ def make_rig(image_size: tuple[int, int], rng: np.random.Generator) -> Rig:
         cameras.append(Camera(channel, intrinsics, pose, mount.delay, image_size))
     lidar = np.eye(4)
     lidar[:3, :3] = yaw_matrix(-np.pi / 2) @ _small_rotation(rng, 0.2)
-    lidar[:3, 3] = np.array(LIDAR_POSITION) + rng.normal(0, 0.008, 3)
+    lidar[:3, 3] = np.array(plan.lidar_position) + rng.normal(0, 0.008, 3)
     return Rig(cameras, lidar)
 
 
@@ -153,8 +169,8 @@ class RayCaster:
         return self._scene.run(origins, directions, query="OCCLUDED") >= 0
 
 
-def camera_rays(rig: Rig, poses: list[np.ndarray], rays: list[np.ndarray], centre: np.ndarray) -> tuple:
-    """Origins and directions (N, 3) float32 of all pixels; `poses` are map_T_ego at each exposure."""
+def camera_rays(rig: Rig, poses: np.ndarray, rays: list[np.ndarray], centre: np.ndarray) -> tuple:
+    """Origins and directions (N, 3) float32 of all pixels; `poses` (cameras, 4, 4) map_T_ego at exposure."""
     origins, directions = [], []
     for camera, pose, ray in zip(rig.cameras, poses, rays, strict=True):
         origin = (pose @ camera.ego_T_camera)[:3, 3] - np.append(centre, 0.0)

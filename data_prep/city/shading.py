@@ -27,11 +27,11 @@ class Light:
     sky_low: np.ndarray  # (3,), also the colour of the haze
     clouds: float  # share of the sky
     haze: float  # 1/m
-    exposure: np.ndarray  # (6,)
+    exposure: np.ndarray  # (cameras,)
     noise: float  # standard deviation in grey levels
 
 
-def draw_light(rng: np.random.Generator) -> Light:
+def draw_light(rng: np.random.Generator, cameras: int) -> Light:
     """The light of one date: sunny, hazy or overcast."""
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(22, 65))
     sun = np.array(
@@ -51,7 +51,7 @@ def draw_light(rng: np.random.Generator) -> Light:
         low.astype(np.float32),
         float(rng.uniform(0.1, 0.7)),
         float(rng.uniform(1 / 1500, 1 / 400)),
-        rng.uniform(0.85, 1.2, 6).astype(np.float32) * np.float32(rng.uniform(0.9, 1.15)),
+        rng.uniform(0.85, 1.2, cameras).astype(np.float32) * np.float32(rng.uniform(0.9, 1.15)),
         float(rng.uniform(1.5, 4.0)),
     )
 
