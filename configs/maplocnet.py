@@ -59,7 +59,12 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     model.bev_extent = (-64.0, 64.0, -32.0, 32.0)
     model.map_extent = (-64.0, 64.0, -64.0, 64.0)
     model.cell = 0.5
-    model.image_trunk = ml_collections.ConfigDict({"name": "efficientnet_b0", "drop_path": 0.2})
+    # convention: tensorflow or torch, which pad and normalise differently; that of the weights, if any.
+    model.image_trunk = ml_collections.ConfigDict(
+        {"name": "efficientnet_b0", "drop_path": 0.2, "convention": "tensorflow"}
+    )
+    model.image_weights = ""  # EfficientNet-B0 of torchvision or timm, .pth or .safetensors; or ""
+    model.map_weights = ""  # the same of VGG-16
     model.feature_stride = 16
     model.neck_width = 256
     model.context = 64

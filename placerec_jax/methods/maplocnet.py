@@ -23,12 +23,13 @@ from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import decode_image
 from placerec_jax.errors import ConfigError
-from placerec_jax.methods import Encoder, run_encoders
+from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules.conv import ConvBatchNormReLU
 from placerec_jax.modules.efficientnet import EfficientNetB0
 from placerec_jax.modules.position import sinusoidal_encoding_2d
 from placerec_jax.modules.resnet import ResNetStage, ResNetTrunk
 from placerec_jax.modules.sharding import constrain_batch
+from placerec_jax.modules.torch_names import efficientnet_b0_layouts, vgg16_layouts
 from placerec_jax.modules.transformer import TransformerEncoder
 from placerec_jax.modules.unet import UNetDecoder
 from placerec_jax.modules.vgg import VGG16Trunk
@@ -320,7 +321,7 @@ class NeuralLocalization(nn.Module):
 def _image_trunk(cfg: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
     """The backbone that `model.image_trunk` names; its taps are called `reduction_<log2 of the stride>`."""
     if cfg.name == "efficientnet_b0":
-        return EfficientNetB0(drop_path_rate=cfg.drop_path, dtype=dtype)
+        return EfficientNetB0(cfg.drop_path, dtype, cfg.convention)
     if cfg.name == "resnet":
         return ResNetTrunk(tuple(cfg.widths), tuple(cfg.blocks), cfg.stem, dtype=dtype)
     raise ConfigError(
@@ -415,6 +416,17 @@ class MapLocNet(nn.Module):
 def model(cfg: ml_collections.ConfigDict) -> MapLocNet:
     """The network `cfg` describes."""
     return MapLocNet(ml_collections.FrozenConfigDict(cfg))
+
+
+def pretrained(cfg: ml_collections.ConfigDict) -> dict[str, Pretrained]:
+    """Published weights of the two backbones; a plain convolutional image trunk has none."""
+    m = cfg.model
+    published = m.image_trunk.name == "efficientnet_b0"
+    image = efficientnet_b0_layouts(m.image_trunk.convention) if published else ()
+    return {
+        "image_trunk": Pretrained("config.model.image_weights", m.image_weights, image),
+        "map_trunk": Pretrained("config.model.map_weights", m.map_weights, vgg16_layouts(m.map_depth)),
+    }
 
 
 def encoders(cfg: ml_collections.ConfigDict) -> dict[str, Encoder]:
