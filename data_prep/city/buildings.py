@@ -1,15 +1,18 @@
-"""Buildings: footprints along the streets, facades with windows, flat and gabled roofs."""
+"""Buildings: footprints along the streets, courtyards, facades with windows; roofs.py gives them roofs."""
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import shapely
+from shapely.affinity import affine_transform
 
 from data_prep.city.blocks import Block
-from data_prep.city.classes import Label
-from data_prep.city.mesh import Facade, Material, MeshBuilder, boundary_walls, flat, polygons
+from data_prep.city.mesh import Facade, MeshBuilder, polygons
+from data_prep.city.roofs import ROOFS, roof_fits
 from data_prep.city.streets import StreetGraph
+from data_prep.city.terrain import Terrain
 
 WALL_COLOURS = np.array(
     [
@@ -28,6 +31,8 @@ WALL_COLOURS = np.array(
     ]
 )
 ROOF_COLOURS = np.array([(0.20, 0.19, 0.18), (0.35, 0.14, 0.09), (0.30, 0.29, 0.28), (0.15, 0.17, 0.20)])
+FLOOR_ABOVE_GROUND = 0.15  # m, level with the sidewalk at its highest side
+FOUNDATION = 0.5  # m that walls go into the ground
 
 
 @dataclass(frozen=True)
@@ -35,28 +40,59 @@ class Building:
     """A footprint with everything that its walls and roof need."""
 
     footprint: shapely.Polygon  # counter-clockwise, holes are courtyards
-    height: float  # m, of the walls
-    gable: float  # m the ridge stands above the walls; 0 for a flat roof
+    floor: float  # height of the ground floor in the map frame, above all ground around
+    base: float  # height of the walls' foot, in the ground everywhere
+    height: float  # m, of the walls above the floor
+    roof: str  # a key of roofs.ROOFS
+    rise: float  # m that the roof rises above the walls
     wall_colour: tuple[float, float, float]
     roof_colour: tuple[float, float, float]
     facade: Facade
     district: str
 
 
+class _Character(NamedTuple):
+    """What the buildings of one block have in common."""
+
+    density: float  # in [0, 1]
+    tall: float  # in [0, 1]
+    setback: float  # in [0, 1]
+    palette: np.ndarray  # (3, 3) wall colours that most of them have
+    roof_colour: np.ndarray  # (3,)
+    pitched: float  # share of small houses with pitched roofs
+    glassy: float  # share of office fronts
+    brick: float  # share of brick walls
+
+
+def _character(rng: np.random.Generator) -> _Character:
+    return _Character(
+        *rng.uniform(0, 1, 3),
+        WALL_COLOURS[rng.choice(len(WALL_COLOURS), 3, replace=False)],
+        ROOF_COLOURS[rng.integers(len(ROOF_COLOURS))],
+        rng.choice([0.15, 0.6, 0.95]),
+        rng.choice([0.0, 0.1, 0.6], p=[0.5, 0.35, 0.15]),
+        rng.choice([0.1, 0.5, 0.95]),
+    )
+
+
 def plan_buildings(
-    graph: StreetGraph, reach: shapely.MultiPolygon, blocks: "list[Block]", rng: np.random.Generator
+    graph: StreetGraph,
+    terrain: Terrain,
+    reach: shapely.MultiPolygon,
+    blocks: "list[Block]",
+    rng: np.random.Generator,
 ) -> list[Building]:
     """Line every street with buildings, inside the blocks and along the outer side of the ring roads."""
     built: list[Building] = []
     for block in blocks:
         if block.park:
             continue
-        if block.polygon.area > 1500 and rng.random() < 0.16:
+        if block.polygon.area > 1500 and rng.random() < 0.14:
             ring = _perimeter_building(block.polygon, rng)
             if ring is not None:
-                built.append(_dress(ring, block.district, rng))
+                built.append(_dress(ring, terrain, block.district, _character(rng), rng))
                 continue
-        built += _row_along(_ccw(block.polygon.exterior), block.polygon, block.district, rng)
+        built += _row_along(_ccw(block.polygon.exterior), block.polygon, terrain, block.district, rng)
     for district in ("train", "val", "test"):
         own = [graph.line(s) for s in graph.streets if s.district == district]
         inside = shapely.union_all(shapely.get_parts(shapely.polygonize(own)))
@@ -65,7 +101,7 @@ def plan_buildings(
         edge = polygons(inside.union(reach.intersection(inside.buffer(20.0))))[0].exterior
         for area in polygons(strip):
             if area.area > 500:
-                built += _row_along(shapely.reverse(_ccw(edge)), area, district, rng)
+                built += _row_along(shapely.reverse(_ccw(edge)), area, terrain, district, rng)
     return built
 
 
@@ -74,13 +110,17 @@ def _ccw(ring: shapely.LinearRing) -> shapely.LinearRing:
 
 
 def _row_along(
-    ring: shapely.LinearRing, area: shapely.Polygon, district: str, rng: np.random.Generator
+    ring: shapely.LinearRing,
+    area: shapely.Polygon,
+    terrain: Terrain,
+    district: str,
+    rng: np.random.Generator,
 ) -> list[Building]:
     """Buildings side by side along a ring (area on its left), of varied width, depth and setback."""
     xy = shapely.get_coordinates(ring.simplify(1.0))
     taken: list[shapely.Polygon] = []
     built: list[Building] = []
-    character = rng.uniform(0, 1, 3)  # density, height and setback of this block
+    character = _character(rng)
     area = area.buffer(0.01)
     for start, end in pairwise(xy):
         length = float(np.hypot(*(end - start)))
@@ -90,43 +130,70 @@ def _row_along(
         inwards = np.array([-direction[1], direction[0]])
         s = rng.uniform(0, 4)
         while s < length - 7:
-            width = min(rng.choice([8, 11, 15, 21, 28]) * rng.uniform(0.85, 1.25), length - s)
-            if rng.random() < 0.10 + 0.12 * character[0]:
+            courtyard = length - s > 26 and rng.random() < 0.12
+            width, depth = rng.choice([8, 11, 15, 21, 28]) * rng.uniform(0.85, 1.25), rng.uniform(8, 17)
+            if courtyard:
+                width, depth = rng.uniform(26, 38), rng.uniform(23, 32)
+            width = min(width, length - s)
+            if rng.random() < 0.10 + 0.12 * character.density:
                 s += width  # a gap: a garden, a yard, a parking lot
                 continue
-            depth = rng.uniform(8, 17)
-            setback = (
-                rng.choice([0.0, 0.4, 2.5, 6.0], p=[0.3, 0.3, 0.25, 0.15]) + 3 * character[2] * rng.random()
-            )
+            setback = rng.choice([0.0, 0.4, 2.5, 6.0], p=[0.3, 0.3, 0.25, 0.15])
+            setback += 3 * character.setback * rng.random()
             for shrink in (1.0, 0.7, 0.45):
-                local = _footprint(width - 0.3, max(depth * shrink, 5.0), rng)
+                if width < 5:
+                    break
+                local = _footprint(width - 0.3, max(depth * shrink, 5.0), courtyard and shrink == 1.0, rng)
                 base = start + direction * s + inwards * setback
-                polygon = shapely.Polygon(base + local[:, :1] * direction + local[:, 1:] * inwards)
-                if width < 5 or not area.contains(polygon) or any(polygon.intersects(t) for t in taken):
+                polygon = affine_transform(
+                    local, [direction[0], inwards[0], direction[1], inwards[1], *base.tolist()]
+                )
+                if not area.contains(polygon) or any(polygon.intersects(t) for t in taken):
                     continue
                 taken.append(polygon)
-                built.append(_dress(shapely.orient_polygons(polygon), district, rng, character[1]))
+                footprint = shapely.orient_polygons(polygon)
+                built.append(_dress(footprint, terrain, district, character, rng))
                 break
             s += width + rng.choice([0.0, 1.5, 4.0, 9.0], p=[0.4, 0.25, 0.2, 0.15])
     return built
 
 
-def _footprint(width: float, depth: float, rng: np.random.Generator) -> np.ndarray:
-    """A rectangle, or one with corners or a bay cut out → (n, 2), counter-clockwise, from (0, 0)."""
+def _footprint(width: float, depth: float, courtyard: bool, rng: np.random.Generator) -> shapely.Polygon:
+    """A rectangle, one with corners or bays cut out, an L, T or U, or one around a courtyard.
+
+    Its street front lies on y = 0, from x = 0 to `width`.
+    """
     w, d = width, depth
+    if courtyard and min(w, d) > 22:
+        wings = rng.uniform(7, 9, 4)
+        yard = [
+            (wings[0], wings[1]),
+            (wings[0], d - wings[2]),
+            (w - wings[3], d - wings[2]),
+            (w - wings[3], wings[1]),
+        ]
+        return shapely.Polygon([(0, 0), (w, 0), (w, d), (0, d)], [yard])
     form = rng.random()
-    if form < 0.5 or w < 9 or d < 8:
-        return np.array([[0, 0], [w, 0], [w, d], [0, d]])
     a, b = w * rng.uniform(0.3, 0.6), d * rng.uniform(0.35, 0.6)
-    if form < 0.65:
-        return np.array([[0, 0], [w, 0], [w, b], [a, b], [a, d], [0, d]])
-    if form < 0.78:
-        return np.array([[0, 0], [a, 0], [a, d - b], [w, d - b], [w, d], [0, d]])
-    if form < 0.9:
+    if form < 0.42 or w < 9 or d < 8:
+        corners = [(0, 0), (w, 0), (w, d), (0, d)]
+    elif form < 0.58:  # an L around a yard at the back
+        corners = [(0, 0), (w, 0), (w, b), (a, b), (a, d), (0, d)]
+    elif form < 0.70:  # an L around a forecourt
+        corners = [(0, 0), (a, 0), (a, d - b), (w, d - b), (w, d), (0, d)]
+    elif form < 0.78:  # a recessed front
         c = w * rng.uniform(0.12, 0.28)
-        return np.array([[0, 0], [c, 0], [c, 2.2], [w - c, 2.2], [w - c, 0], [w, 0], [w, d], [0, d]])
-    c = min(w, d) * rng.uniform(0.2, 0.35)
-    return np.array([[c, 0], [w - c, 0], [w, c], [w, d], [0, d], [0, c]])
+        corners = [(0, 0), (c, 0), (c, 2.2), (w - c, 2.2), (w - c, 0), (w, 0), (w, d), (0, d)]
+    elif form < 0.86:  # a U, open at the back
+        c = w * rng.uniform(0.25, 0.36)
+        corners = [(0, 0), (w, 0), (w, d), (w - c, d), (w - c, b), (c, b), (c, d), (0, d)]
+    elif form < 0.93:  # a T
+        c = w * rng.uniform(0.2, 0.33)
+        corners = [(0, 0), (w, 0), (w, b), (w - c, b), (w - c, d), (c, d), (c, b), (0, b)]
+    else:  # cut corners at the street
+        c = min(w, d) * rng.uniform(0.2, 0.35)
+        corners = [(c, 0), (w - c, 0), (w, c), (w, d), (0, d), (0, c)]
+    return shapely.Polygon(corners)
 
 
 def _perimeter_building(block: shapely.Polygon, rng: np.random.Generator) -> shapely.Polygon | None:
@@ -142,17 +209,29 @@ def _perimeter_building(block: shapely.Polygon, rng: np.random.Generator) -> sha
 
 
 def _dress(
-    footprint: shapely.Polygon, district: str, rng: np.random.Generator, tall: float = 0.5
+    footprint: shapely.Polygon,
+    terrain: Terrain,
+    district: str,
+    character: _Character,
+    rng: np.random.Generator,
 ) -> Building:
+    """Stand a footprint on the ground and choose its height, roof, colours and windows."""
+    ground = terrain.height(shapely.get_coordinates(footprint))
     floor_height = rng.uniform(2.9, 3.9)
-    floors = int(np.clip(round(1 + rng.gamma(2.0, 0.8 + 1.4 * tall)), 1, 11))
+    floors = int(np.clip(round(1 + rng.gamma(2.0, 0.6 + 1.7 * character.tall)), 1, 14))
+    if footprint.area > 120 and rng.random() < 0.03:
+        floors = int(rng.integers(9, 17))  # a tower
     shops = rng.random() < 0.3 and floors > 1
-    corners = len(footprint.exterior.coords) - 1
-    small = footprint.area < 260 and corners == 4 and floors <= 3
-    gable = rng.uniform(2.0, 4.5) if small and rng.random() < 0.7 else 0.0
-    glassy = rng.random() < 0.15
-    colour = (
-        WALL_COLOURS[rng.integers(len(WALL_COLOURS))] * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, 3)
+    glassy = rng.random() < character.glassy
+    if floors <= 4 and not glassy and rng.random() < character.pitched:
+        roofs = [name for name in ("gable", "hip", "shed", "mansard") if roof_fits(name, footprint)]
+    else:
+        roofs = ["stepped"] if floors >= 5 and rng.random() < 0.45 and roof_fits("stepped", footprint) else []
+    roof = str(rng.choice(roofs)) if roofs else str(rng.choice(["flat", "machine_house"]))
+    palette = character.palette if rng.random() < 0.8 else WALL_COLOURS
+    colour = palette[rng.integers(len(palette))] * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, 3)
+    roof_colour = (
+        character.roof_colour if rng.random() < 0.6 else ROOF_COLOURS[rng.integers(len(ROOF_COLOURS))]
     )
     facade = Facade(
         pitch=rng.uniform(1.6, 4.6),
@@ -161,53 +240,39 @@ def _dress(
         sill=0.08 if glassy else rng.uniform(0.2, 0.36),
         head=0.94 if glassy else rng.uniform(0.7, 0.88),
         shop_height=floor_height if shops else 0.0,
-        brick=rng.uniform(0.1, 0.35) if rng.random() < 0.5 else 0.0,
+        brick=rng.uniform(0.1, 0.35) if rng.random() < character.brick else 0.0,
         tint=rng.random(),
         number=float(rng.integers(1, 4000)),
         awning=rng.random(),
     )
     return Building(
         footprint,
+        float(ground.max()) + FLOOR_ABOVE_GROUND,
+        float(ground.min()) - FOUNDATION,
         float(floors * floor_height + rng.uniform(0.3, 1.2)),
-        float(gable),
+        roof,
+        float(rng.uniform(2.0, 4.5) if roof != "stepped" else floor_height * rng.integers(1, 4)),
         tuple(float(c) for c in np.clip(colour, 0.02, 0.85)),
-        tuple(float(c) for c in ROOF_COLOURS[rng.integers(len(ROOF_COLOURS))]),
+        tuple(float(c) for c in np.clip(roof_colour * rng.uniform(0.8, 1.2), 0.02, 0.85)),
         facade,
         district,
     )
 
 
-def add_buildings(builder: MeshBuilder, buildings: list[Building], ground: float) -> None:
-    """Put walls and roofs of all buildings into the mesh."""
+def add_buildings(builder: MeshBuilder, buildings: list[Building]) -> None:
+    """Put walls and roofs of all buildings into the mesh; roofs are level, walls reach into the ground."""
     for number, building in enumerate(buildings):
+        top = building.floor + building.height
         for ring in (building.footprint.exterior, *building.footprint.interiors):
-            xy = shapely.get_coordinates(ring)
-            for start, end in pairwise(xy):
+            for start, end in pairwise(shapely.get_coordinates(ring)):
                 builder.add_facade(
-                    start, end, ground, building.height, building.wall_colour, building.facade, number
+                    start,
+                    end,
+                    building.base,
+                    top,
+                    building.wall_colour,
+                    building.facade,
+                    number,
+                    base=building.floor,
                 )
-        if building.gable > 0:
-            _add_gable(builder, building, number)
-        else:
-            roof = flat(building.footprint, building.height)
-            builder.add(roof, Material.ROOF, building.roof_colour, number=number)
-            rim = building.footprint.difference(building.footprint.buffer(-0.35))
-            trim = np.asarray(building.wall_colour) * 0.6 + 0.12
-            parapet = boundary_walls(rim, building.height, building.height + 0.45)
-            for part in (flat(rim, building.height + 0.45), parapet):
-                builder.add(part, Material.PLAIN, trim, label=Label.BUILDING, number=number)
-
-
-def _add_gable(builder: MeshBuilder, building: Building, number: int) -> None:
-    """A ridge along the longer axis of a rectangular footprint."""
-    xy = shapely.get_coordinates(building.footprint)[:4]
-    if np.hypot(*(xy[1] - xy[0])) < np.hypot(*(xy[2] - xy[1])):
-        xy = np.roll(xy, -1, axis=0)
-    corners = np.append(xy, np.full((4, 1), building.height), 1)
-    a, b, c, d = corners
-    rise = np.array([0, 0, building.gable])
-    near, far = (d + a) / 2 + rise, (b + c) / 2 + rise
-    roof = np.array([[a, b, far], [a, far, near], [c, d, near], [c, near, far]])
-    builder.add(roof, Material.ROOF, building.roof_colour, number=number)
-    ends = np.array([[b, c, far], [d, a, near]])
-    builder.add(ends, Material.PLAIN, building.wall_colour, label=Label.BUILDING, number=number)
+        ROOFS[building.roof](builder, building, number)

@@ -1,13 +1,17 @@
 """Drives: routes that cover a district, revisits on other dates, and the vehicle's pose at any time."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import minimum_filter1d
 
+from data_prep.city.curves import left_of
 from data_prep.city.official_scenes import official_scenes
 from data_prep.city.sizes import CitySize
-from data_prep.city.streets import StreetGraph
+from data_prep.city.streets import Street, StreetGraph
+from data_prep.city.sun import start_second
 from data_prep.city.world import World, location_rng
 
 KEYFRAME_SECONDS = 0.5
@@ -15,7 +19,9 @@ STEP = 0.25  # m between the points of a trajectory
 MAX_SPEED = 10.6  # m/s
 SIDEWAYS = 5.0  # m/s², the acceleration allowed in bends
 SCENES_PER_LOG = 4
-REVISIT_SHARE = 0.25  # of a district's scenes, half in the same and half in the opposite direction
+SCENES_PER_REVISIT = 2
+REVISIT_SHARE = 0.25  # of a district's scenes
+REVISITS = ("opposite", "same", "lane")  # in turn
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class Log:
     location: str
     district: str
     number: int  # within the location
-    kind: str  # "first", "same" (a revisit in the same direction) or "opposite"
+    kind: str  # "first", or one of REVISITS: "same" and "lane" go the same way, "lane" on the other lane
+    revisits: int | None  # number of the log whose places this one visits again, on another date
+    lane: int  # where a street has two lanes a direction: 0 the inner, 1 the one at the kerb
     route: list[int]  # nodes
     trajectory: Trajectory
     scenes: list[Scene]
@@ -62,63 +70,105 @@ def plan_logs(world: World, size: CitySize, seed: int, taken: dict[str, int]) ->
     for district, plan in size.districts.items():
         rng = location_rng(seed, world.location, 1, len(district))
         names = official_scenes(district)
-        for kind, route, keyframes in _routes(
-            world.graph, district, plan.keyframes, size.scene_keyframes, rng
-        ):
+        before = len(logs)
+        for planned in _routes(world.graph, district, plan.keyframes, size.scene_keyframes, rng):
             number = len(logs)
-            day = int(rng.integers(0, 360))
-            date = np.datetime64("2018-01-01") + day
-            seconds = date.astype("datetime64[s]").astype(np.int64) + int(rng.integers(8 * 3600, 18 * 3600))
-            trajectory = _trajectory(world, route, keyframes * KEYFRAME_SECONDS, rng)
+            keyframes = planned.keyframes
+            original = None if planned.original is None else logs[before + planned.original]
+            lane = int(rng.integers(2))
+            if original is not None:
+                lane = 1 - original.lane if planned.kind == "lane" else original.lane
+            date = np.datetime64("2018-01-01") + int(rng.integers(0, 360))
+            if original is not None and str(date) == original.date:
+                date = date + 1
+            seconds = start_second(world.location, date, number - before, rng)
+            trajectory = drive_route(world, planned.route, keyframes * KEYFRAME_SECONDS, rng, lane)
             scenes = []
             for first in range(0, keyframes, size.scene_keyframes):
                 name = names[taken[district]]
                 taken[district] += 1
                 scenes.append(Scene(name, first, min(size.scene_keyframes, keyframes - first)))
-            start = int(seconds) * 1_000_000 + int(rng.integers(0, 1_000_000))
+            start = seconds * 1_000_000 + int(rng.integers(0, 1_000_000))
             logs.append(
-                Log(world.location, district, number, kind, route, trajectory, scenes, start, str(date))
+                Log(
+                    world.location,
+                    district,
+                    number,
+                    planned.kind,
+                    None if original is None else original.number,
+                    lane,
+                    planned.route,
+                    trajectory,
+                    scenes,
+                    start,
+                    str(date),
+                )
             )
     return logs
 
 
+class _Planned(NamedTuple):
+    """A drive of a district before it has a date."""
+
+    kind: str
+    original: int | None  # position in the plan of the drive that is driven again
+    route: list[int]
+    keyframes: int
+
+
 def _routes(
     graph: StreetGraph, district: str, keyframes: int, scene_keyframes: int, rng: np.random.Generator
-) -> list[tuple[str, list[int], int]]:
-    """Split a district's keyframes into drives: kind, route and keyframes of each."""
+) -> list[_Planned]:
+    """Split a district's keyframes into drives that cover it, and drives that visit places again."""
     scenes = max(2, round(keyframes / scene_keyframes))
     revisits = max(1, round(REVISIT_SHARE * scenes))
-    counts = []
-    for total in (scenes - revisits, revisits):
-        counts.append([min(SCENES_PER_LOG, total - i) for i in range(0, total, SCENES_PER_LOG)])
+    first_drives = [
+        min(SCENES_PER_LOG, scenes - revisits - i) for i in range(0, scenes - revisits, SCENES_PER_LOG)
+    ]
+    # Short revisits, so that every kind of them occurs where there are three scenes of them or more.
+    longest = min(SCENES_PER_REVISIT, max(1, revisits // len(REVISITS)))
+    second_drives = [min(longest, revisits - i) for i in range(0, revisits, longest)]
     per_scene = [keyframes // scenes + (i < keyframes % scenes) for i in range(scenes)]
     visits = np.zeros(len(graph.streets), np.int64)
     position = None
-    planned: list[tuple[str, list[int], int]] = []
-    for number_of_scenes in counts[0]:
+    planned: list[_Planned] = []
+    for number_of_scenes in first_drives:
         frames = sum(per_scene.pop() for _ in range(number_of_scenes))
-        route = _walk(graph, district, frames * KEYFRAME_SECONDS * MAX_SPEED + 90, visits, position, rng)
-        planned.append(("first", route, frames))
+        route = _walk(graph, district, _needed(frames) + 30, visits, position, rng)
+        planned.append(_Planned("first", None, route, frames))
         position = route[-2:]
     originals = list(planned)
-    for turn, number_of_scenes in enumerate(counts[1]):
+    for turn, number_of_scenes in enumerate(second_drives):
         frames = sum(per_scene.pop() for _ in range(number_of_scenes))
-        candidates = [route for _, route, length in originals if length >= frames] or [originals[0][1]]
-        route = candidates[int(rng.integers(len(candidates)))]
-        if turn % 2 == 0:
+        kind = REVISITS[turn % len(REVISITS)]
+        fitting = [i for i, drive in enumerate(originals) if drive.keyframes >= frames] or [0]
+        if kind == "lane":  # where there are most streets with another lane
+            choice = max(fitting, key=lambda i: _two_lane_share(graph, originals[i].route))
+        else:
+            choice = fitting[int(rng.integers(len(fitting)))]
+        route = originals[choice].route
+        if kind == "opposite":
             route = route[::-1]
-        if len(route) < 2 or _length(graph, route) < frames * KEYFRAME_SECONDS * MAX_SPEED + 60:
-            longer = _walk(
-                graph, district, frames * KEYFRAME_SECONDS * MAX_SPEED + 90, visits, route[-2:], rng
-            )
+        if len(route) < 2 or _length(graph, route) < _needed(frames):
+            longer = _walk(graph, district, _needed(frames) + 30, visits, route[-2:], rng)
             route = route + longer[1:]
-        planned.append(("opposite" if turn % 2 == 0 else "same", route, frames))
+        planned.append(_Planned(kind, choice, route, frames))
     return planned
 
 
+def _needed(frames: int) -> float:
+    """Metres of route that suffice for so many keyframes."""
+    return frames * KEYFRAME_SECONDS * MAX_SPEED + 60
+
+
 def _length(graph: StreetGraph, route: list[int]) -> float:
-    points = graph.nodes[route]
-    return float(np.hypot(*np.diff(points, axis=0).T).sum())
+    return sum(graph.length(_street_between(graph, a, b)) for a, b in pairwise(route))
+
+
+def _two_lane_share(graph: StreetGraph, route: list[int]) -> float:
+    numbers = [_street_between(graph, a, b) for a, b in pairwise(route)]
+    wide = sum(graph.length(n) for n in numbers if graph.streets[n].lanes > 1)
+    return wide / sum(graph.length(n) for n in numbers)
 
 
 def _walk(
@@ -178,41 +228,46 @@ def _to_least_driven(
     )
 
 
-def _lane_offset(world: World, number: int, lane: float) -> float:
+def lane_offset(street: Street, lane: int) -> float:
     """Metres from the centre line to the driven lane, towards the driver's own kerb."""
-    street = world.graph.streets[number]
     if street.lanes == 1:
         return float(np.clip(street.width / 2 - 3.3, 0.9, 2.2)) * (0.85 + 0.3 * lane)
-    return street.width / 8 * (1 if lane < 0.5 else 3)
+    return (street.width / 2 - 0.5) * (2 * lane + 1) / (2 * street.lanes)
 
 
-def _trajectory(world: World, route: list[int], seconds: float, rng: np.random.Generator) -> Trajectory:
-    """Drive a route on the right or left lane of each street, around its junctions in smooth curves."""
+def drive_route(
+    world: World, route: list[int], seconds: float, rng: np.random.Generator, lane: int | None = None
+) -> Trajectory:
+    """Drive along the nodes `route` for `seconds`, on the own side of each street, in smooth curves.
+
+    `lane` is 0 or 1: see Log; chosen at random when it is None. Raises RuntimeError where the route is too
+    short.
+    """
     graph = world.graph
     sign = 1.0 if world.drives_on_left else -1.0
-    lane = rng.random()
+    lane = int(rng.integers(2)) if lane is None else lane
+    numbers = [_street_between(graph, a, b) for a, b in pairwise(route)]
+    turns = [0.0] * len(route)
+    for k in range(1, len(route) - 1):
+        before = -graph.direction(numbers[k - 1], route[k])
+        turns[k] = _turn(before, graph.direction(numbers[k], route[k]))
     curves = []
-    for position in range(len(route)):
-        streets = [
-            (step, _street_between(graph, route[position + step], route[position + step + 1]))
-            for step in (-1, 0)
-            if 0 <= position + step < len(route) - 1
-        ]
-        directions = [graph.direction(number, route[position + step]) for step, number in streets]
-        turn = _turn(*directions) if len(directions) == 2 else 0.0
-        # A turn over the other lane is wide; one around the own kerb is tight, or it would cut the corner.
-        room = 2.5 if turn * sign > 0.3 else 4.5
-        ends = []  # of the streets before and after this node: point on the lane and direction of travel
-        for (step, number), direction in zip(streets, directions, strict=True):
-            trim = min(graph.setback(number, route[position]) + room, 0.46 * graph.length(number))
-            offset = sign * _lane_offset(world, number, lane) * np.array([-direction[1], direction[0]])
-            along = trim if step == 0 else -trim
-            ends.append((graph.nodes[route[position]] + along * direction + offset, direction))
-        if len(ends) == 1:
-            curves.append(ends[0][0][None])
-            continue
-        (p1, d1), (p2, d2) = ends
-        curves.append(_curve(p1, d1, p2, d2))
+    previous = None  # the end of the lane before: point and direction of travel
+    for k, number in enumerate(numbers):
+        length = graph.length(number)
+        trims = []
+        for node, turn in ((route[k], turns[k]), (route[k + 1], turns[k + 1])):
+            # A turn over the other lane is wide; one around the own kerb is tight, not to cut the corner.
+            room = 2.5 if turn * sign > 0.3 else 4.5
+            trims.append(min(graph.setback(number, node) + room, 0.46 * length))
+        offset = sign * lane_offset(graph.streets[number], lane)
+        distance = np.linspace(trims[0], length - trims[1], max(2, int(length / 2)))
+        points, directions = graph.leaving(number, route[k], distance)
+        points = points + offset * left_of(directions)
+        if previous is not None:
+            curves.append(_curve(*previous, points[0], directions[0]))
+        curves.append(points)
+        previous = points[-1], directions[-1]
     points = np.concatenate(curves)
     keep = np.append(True, np.hypot(*np.diff(points, axis=0).T) > 1e-6)
     points = points[keep]

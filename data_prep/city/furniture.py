@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike
 from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building
 from data_prep.city.classes import Label
+from data_prep.city.curves import left_of
 from data_prep.city.mesh import Material, MeshBuilder, box, prism
 from data_prep.city.streets import StreetGraph
+from data_prep.city.terrain import Terrain
 
 
 class Pole(NamedTuple):
@@ -77,12 +79,9 @@ def plan_furniture(
     poles: list[Pole] = []
     trees: list[Tree] = []
     for number, street in enumerate(graph.streets):
-        start = graph.nodes[street.a]
-        direction = graph.direction(number, street.a)
-        left = np.array([-direction[1], direction[0]])
-        length = graph.length(number)
+        curve = graph.curve(number)
         first = graph.setback(number, street.a) + 3.5
-        last = length - graph.setback(number, street.b) - 3.5
+        last = curve.length - graph.setback(number, street.b) - 3.5
         wired = street.kind == "residential" and rng.random() < 0.45
         leafy = rng.random() < 0.5
         spacing = rng.uniform(24, 36)
@@ -91,8 +90,8 @@ def plan_furniture(
         s = first + rng.uniform(1, 8)
         while s < last:
             for lit in (-1, 1) if both else (side,):
-                xy = start + direction * s + left * lit * (street.width / 2 + 0.6)
-                facing = float(np.arctan2(*(-left * lit)[::-1]))
+                xy = curve.beside(s, lit * (street.width / 2 + 0.6))
+                facing = float(np.arctan2(*(curve.at(s)[0] - xy)[::-1]))
                 kind = "utility_pole" if wired else "street_lamp"
                 poles.append(Pole(kind, tuple(xy.tolist()), facing, float(rng.random()), number))
             side = -side if not wired else side
@@ -100,7 +99,7 @@ def plan_furniture(
         if leafy and street.district:
             for lit in (-1, 1):
                 for s in np.arange(first + 4, last - 2, rng.uniform(9, 16)):
-                    xy = start + direction * (s + rng.uniform(-1, 1)) + left * lit * (street.width / 2 + 1.1)
+                    xy = curve.beside(s + rng.uniform(-1, 1), lit * (street.width / 2 + 1.1))
                     if min((np.hypot(*(xy - p.xy)) for p in poles[-24:]), default=9.0) > 2.0:
                         trees.append(_tree(xy, rng, 4.0, 7.5))
         for node in (street.a, street.b):
@@ -168,12 +167,10 @@ def _add_junction_pole(
     signals = major >= 3 or (major >= 2 and len(incident) >= 4)
     if not signals and (street.kind in ("primary", "secondary") or rng.random() < 0.25):
         return
-    away = graph.direction(number, node)
-    left = np.array([-away[1], away[0]])
+    point, away = graph.leaving(number, node, graph.setback(number, node) + (2.4 if signals else 3.2))
     # Seen from a driver who comes towards the node, his own kerb: right of -away is left of away.
-    own_side = left if not drives_on_left else -left
-    distance = graph.setback(number, node) + (2.4 if signals else 3.2)
-    xy = graph.nodes[node] + away * distance + own_side * (street.width / 2 + 0.6)
+    own_side = -left_of(away) if drives_on_left else left_of(away)
+    xy = point + own_side * (street.width / 2 + 0.6)
     kind = "traffic_signals" if signals else "stop"
     poles.append(
         Pole(kind, tuple(xy.tolist()), float(np.arctan2(away[1], away[0])), float(rng.random()), number)
@@ -194,19 +191,16 @@ def park_cars(
     for number, street in enumerate(graph.streets):
         if street.district == "" or street.width < 7.0:
             continue
-        start = graph.nodes[street.a]
-        direction = graph.direction(number, street.a)
-        left = np.array([-direction[1], direction[0]])
+        curve = graph.curve(number)
         first = graph.setback(number, street.a) + 12
-        last = graph.length(number) - graph.setback(number, street.b) - 12
+        last = curve.length - graph.setback(number, street.b) - 12
         share = rng.choice([0.0, 0.25, 0.6]) if street.lanes == 1 else 0.15
         for side in (-1, 1):
             s = first
             while s < last:
                 length, width, height = rng.normal(4.5, 0.35), rng.normal(1.82, 0.08), rng.normal(1.55, 0.15)
-                centre = (
-                    start + direction * (s + length / 2) + left * side * (street.width / 2 - width / 2 - 0.25)
-                )
+                centre = curve.beside(s + length / 2, side * (street.width / 2 - width / 2 - 0.25))
+                direction = curve.at(s + length / 2)[1]
                 taken = rng.random() < share
                 variant, tone, turn = rng.integers(len(CAR_COLOURS)), rng.uniform(0.8, 1.2), rng.random()
                 s += length + rng.uniform(0.9, 3.0)
@@ -221,7 +215,7 @@ def park_cars(
     return cars
 
 
-def add_furniture(builder: MeshBuilder, furniture: Furniture, ground: float) -> None:
+def add_furniture(builder: MeshBuilder, furniture: Furniture, terrain: Terrain, kerb_height: float) -> None:
     """Put poles and trees into the mesh; the number of an instance is its index in the plan's list."""
     shapes = {
         "street_lamp": _add_lamp,
@@ -231,9 +225,10 @@ def add_furniture(builder: MeshBuilder, furniture: Furniture, ground: float) -> 
         "flagpole": _add_flagpole,
     }
     for number, pole in enumerate(furniture.poles):
+        ground = float(terrain.height(np.array(pole.xy))) + kerb_height
         shapes[pole.kind](_Site(builder, pole, number, ground))
     for number, tree in enumerate(furniture.trees):
-        _add_tree(builder, tree, number)
+        _add_tree(builder, tree, number, float(terrain.height(np.array(tree.xy))))
 
 
 class _Site(NamedTuple):
@@ -354,7 +349,7 @@ def _blob() -> tuple[np.ndarray, np.ndarray]:
 BRANCHES = 5
 
 
-def _add_tree(builder: MeshBuilder, tree: Tree, number: int) -> None:
+def _add_tree(builder: MeshBuilder, tree: Tree, number: int, ground: float) -> None:
     """Trunk, branches, which show when the leaves have fallen, and crown."""
     rng = np.random.default_rng(tree.seed)
     xy = np.array(tree.xy)
@@ -369,12 +364,13 @@ def _add_tree(builder: MeshBuilder, tree: Tree, number: int) -> None:
             [*(xy + reach * np.array([np.cos(turn), np.sin(turn)])), tree.height * rng.uniform(0.8, 0.95)]
         )
         parts.append(_twig(np.array([*xy, fork * 0.85]), tip, trunk * 0.5))
-    builder.add(np.concatenate(parts), Material.PLAIN, bark, label=Label.VEGETATION, number=number)
+    lift = np.array([0.0, 0.0, ground])
+    builder.add(np.concatenate(parts) + lift, Material.PLAIN, bark, label=Label.VEGETATION, number=number)
     leaf = np.array([0.08, 0.17, 0.04]) * rng.uniform(0.6, 1.5) * rng.uniform(0.8, 1.2, 3)
     vertices, faces = _blob()
     crown = vertices * rng.uniform(0.8, 1.15, (len(vertices), 1))
     crown = crown * [radius, radius, tree.height * 0.36] + [*xy, tree.height * 0.64]
-    builder.add(crown[faces], Material.FOLIAGE, leaf, number=number)
+    builder.add(crown[faces] + lift, Material.FOLIAGE, leaf, number=number)
 
 
 def _twig(start: np.ndarray, tip: np.ndarray, width: float) -> np.ndarray:
@@ -384,15 +380,13 @@ def _twig(start: np.ndarray, tip: np.ndarray, width: float) -> np.ndarray:
     return np.stack([rim, np.roll(rim, -1, 0), np.broadcast_to(tip, rim.shape)], 1)
 
 
-def add_cars(builder: MeshBuilder, cars: list[Car]) -> None:
+def add_cars(builder: MeshBuilder, cars: list[Car], terrain: Terrain) -> None:
     """Put parked cars into the mesh; the number of an instance is its index in `cars`."""
     for number, car in enumerate(cars):
-        forward = np.array([np.cos(car.yaw), np.sin(car.yaw)])
-        side = np.array([-forward[1], forward[0]])
+        map_T_car = terrain.frame(np.array([*car.xy, car.yaw]))
         for part in _car_parts(car):
-            along, across, z = part.centre
-            centre = np.append(np.array(car.xy) + forward * along + side * across, z)
-            triangles = box(centre, np.array(part.size), car.yaw, part.top)
+            triangles = box(np.array(part.centre), np.array(part.size), 0.0, part.top)
+            triangles = triangles @ map_T_car[:3, :3].T + map_T_car[:3, 3]
             builder.add(triangles, Material.PLAIN, part.colour, label=Label.CAR, number=number)
 
 

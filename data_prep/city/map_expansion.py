@@ -10,11 +10,14 @@ import cv2
 import numpy as np
 import shapely
 
+from data_prep.city.curves import Curve, left_of
 from data_prep.city.mesh import polygons
 from data_prep.city.world import World
 from data_prep.geodesy import SIZES as MAP_SIZES
+from placerec_jax.ops.rigid import wrap_angle
 
 MASK_METRES = 0.1  # per pixel; the devkit knows no other resolution
+ARC = 8.0  # m, of the arcs that a lane's centre line is written as
 
 
 def token(*parts: object) -> str:
@@ -74,15 +77,13 @@ def expansion(world: World) -> dict:
     arclines, connectivity = {}, {}
     graph = world.graph
     for number, street in enumerate(graph.streets):
-        direction = graph.direction(number, street.a)
-        left = np.array([-direction[1], direction[0]])
-        start = graph.nodes[street.a] + direction * graph.setback(number, street.a)
-        end = graph.nodes[street.b] - direction * graph.setback(number, street.b)
-        if (end - start) @ direction < 2.0:
+        curve = graph.curve(number)
+        ends = graph.setback(number, street.a), curve.length - graph.setback(number, street.b)
+        if ends[1] - ends[0] < 2.0:
             continue
-        half = left * street.width / 2
+        half = street.width / 2
         segment = named("road_segment", number)
-        polygon = shapely.Polygon([start - half, end - half, end + half, start + half])
+        polygon = curve.strip(*ends, -half, half)
         segments.append(
             {
                 "token": segment,
@@ -94,32 +95,28 @@ def expansion(world: World) -> dict:
         road_dividers.append(
             {
                 "token": named("road_divider", number),
-                "line_token": layers.add_line(np.stack([start, end])),
+                "line_token": layers.add_line(curve.shifted(*ends, 0.0)),
                 "road_segment_token": segment,
             }
         )
         for side in (-1, 1):  # right and left of a → b
             along = side if world.drives_on_left else -side
-            first, last = (start, end) if along > 0 else (end, start)
+            first, last = ends if along > 0 else ends[::-1]
             block = named("road_block", number, side)
             edge = half * side
             road_blocks.append(
                 {
                     "token": block,
-                    "polygon_token": layers.add_polygon(
-                        shapely.Polygon([first, last, last + edge, first + edge])
-                    ),
-                    "from_edge_line_token": layers.add_line(np.stack([first, first + edge])),
-                    "to_edge_line_token": layers.add_line(np.stack([last, last + edge])),
+                    "polygon_token": layers.add_polygon(curve.strip(first, last, 0.0, edge)),
+                    "from_edge_line_token": layers.add_line(curve.beside(first, np.array([0.0, edge]))),
+                    "to_edge_line_token": layers.add_line(curve.beside(last, np.array([0.0, edge]))),
                     "road_segment_token": segment,
                 }
             )
             for lane in range(street.lanes):
                 inner, outer = edge * lane / street.lanes, edge * (lane + 1) / street.lanes
                 name = named("lane", number, side, lane)
-                borders = [
-                    layers.add_line(np.stack([first + shift, last + shift])) for shift in (inner, outer)
-                ]
+                borders = [layers.add_line(curve.shifted(first, last, left)) for left in (inner, outer)]
                 dividers = [
                     [{"node_token": node, "segment_type": kind} for node in layers.node_tokens(border)]
                     for border, kind in zip(borders, ("DOUBLE_DASHED_WHITE", "NIL"), strict=True)
@@ -129,12 +126,12 @@ def expansion(world: World) -> dict:
                 lanes.append(
                     {
                         "token": name,
-                        "polygon_token": layers.add_polygon(
-                            shapely.Polygon([first + inner, last + inner, last + outer, first + outer])
-                        ),
+                        "polygon_token": layers.add_polygon(curve.strip(first, last, inner, outer)),
                         "lane_type": "CAR",
-                        "from_edge_line_token": layers.add_line(np.stack([first + inner, first + outer])),
-                        "to_edge_line_token": layers.add_line(np.stack([last + inner, last + outer])),
+                        "from_edge_line_token": layers.add_line(
+                            curve.beside(first, np.array([inner, outer]))
+                        ),
+                        "to_edge_line_token": layers.add_line(curve.beside(last, np.array([inner, outer]))),
                         "left_lane_divider_segments": dividers[0],
                         "right_lane_divider_segments": dividers[1],
                     }
@@ -148,7 +145,7 @@ def expansion(world: World) -> dict:
                         }
                     )
                 connectivity[name] = {"incoming": [], "outgoing": []}
-                arclines[name] = [_straight_path((first + (inner + outer) / 2), (last + (inner + outer) / 2))]
+                arclines[name] = _arcs(curve, first, last, (inner + outer) / 2)
     lights = []
     for number, pole in enumerate(world.furniture.poles):
         if pole.kind == "traffic_signals":
@@ -218,16 +215,34 @@ def expansion(world: World) -> dict:
     }
 
 
-def _straight_path(start: np.ndarray, end: np.ndarray) -> dict:
-    yaw = float(np.arctan2(*(end - start)[::-1]))
-    length = float(np.hypot(*(end - start)))
-    return {
-        "start_pose": [*start.tolist(), yaw],
-        "end_pose": [*end.tolist(), yaw],
-        "shape": "LSR",
-        "radius": 999.999,
-        "segment_length": [0.0, length, 0.0],
-    }
+def _arcs(curve: Curve, first: float, last: float, left: float) -> list[dict]:
+    """The line `left` of a curve, from station `first` to `last`, as arcs of about 8 m.
+
+    Each is a path of three parts, of which one has a length: an arc to a side, or a straight piece.
+    """
+    stations = np.linspace(first, last, max(2, int(np.ceil(abs(last - first) / ARC)) + 1))
+    points, directions = curve.at(stations)
+    points = points + left * left_of(directions)
+    heading = np.arctan2(directions[:, 1], directions[:, 0]) + (0.0 if last > first else np.pi)
+    paths = []
+    for k in range(len(stations) - 1):
+        chord = points[k + 1] - points[k]
+        turn = float(wrap_angle(heading[k + 1] - heading[k]))
+        half = turn / 2
+        length = float(np.hypot(*chord)) * (1.0 if abs(half) < 1e-9 else half / np.sin(half))
+        # An arc leaves its chord by half its turn.
+        yaw = float(np.arctan2(chord[1], chord[0])) - half
+        straight = abs(turn) < 1e-4
+        paths.append(
+            {
+                "start_pose": [*points[k].tolist(), float(wrap_angle(yaw))],
+                "end_pose": [*points[k + 1].tolist(), float(wrap_angle(yaw + turn))],
+                "shape": "LSR" if turn >= 0 else "RSL",
+                "radius": 999.999 if straight else length / abs(turn),
+                "segment_length": [0.0, length, 0.0] if straight else [length, 0.0, 0.0],
+            }
+        )
+    return paths
 
 
 def _intersections(world: World, layers: _Layers, area: str) -> list[dict]:
@@ -239,9 +254,8 @@ def _intersections(world: World, layers: _Layers, area: str) -> list[dict]:
             continue
         arms = []
         for number in incident:
-            away = graph.direction(number, node)
-            left = np.array([-away[1], away[0]]) * graph.streets[number].width / 2
-            reach = graph.nodes[node] + away * graph.setback(number, node)
+            reach, away = graph.leaving(number, node, graph.setback(number, node))
+            left = left_of(away) * graph.streets[number].width / 2
             arms += [reach + left, reach - left]
         hull = shapely.MultiPoint(np.array(arms)).convex_hull
         for part, polygon in enumerate(polygons(hull.intersection(world.road))):

@@ -1,15 +1,20 @@
-"""Irregular street graphs: a district is cut into blocks by recursive subdivision.
+"""Irregular street graphs: a district is cut into blocks by recursive subdivision, then bent.
 
 Each cut joins two sides of a block at an angle near, but not at, a right angle. An end close to an existing
 junction moves onto it, so crossings (X) and T-junctions mix, blocks differ in size, and no two places have
-the same layout.
+the same layout. Then every street gets a smooth centre line, in two steps that keep it clear of the others:
+some streets bow out to a side or in an S, where there is room; and the whole district is warped by a smooth
+field whose Jacobian stays near the identity, which no two lines can cross in. Streets that go straight on
+at a junction go on smoothly after it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import shapely
+
+from data_prep.city.curves import Curve
 
 
 class StreetClass(NamedTuple):
@@ -21,20 +26,23 @@ class StreetClass(NamedTuple):
 
 
 STREET_CLASSES = {
-    "primary": StreetClass(15.0, 4.0, 2),
+    "primary": StreetClass(16.5, 4.5, 2),
     "secondary": StreetClass(13.5, 3.5, 2),
-    "tertiary": StreetClass(9.5, 2.8, 1),
-    "residential": StreetClass(8.4, 2.2, 1),
+    "tertiary": StreetClass(10.0, 2.8, 1),
+    "residential": StreetClass(8.2, 2.2, 1),
 }
+NARROW_LANE = 6.4  # m: some residential streets are no wider, and nobody parks in them
+NARROW_SHARE = 0.25
 
 SNAP = 26.0  # m: a cut that ends this close to a junction ends in it
-MIN_ANGLE = np.radians(52.0)  # between two streets of one junction
+MIN_ANGLE = np.radians(56.0)  # between two streets of one junction, before they are bent
 MIN_EDGE = 32.0  # m between junctions
+NEAR_NODE = 8.0  # m over which a street's direction at a node is measured
 
 
 @dataclass(frozen=True)
 class Street:
-    """A straight piece of street between two nodes."""
+    """A piece of street between two nodes."""
 
     a: int
     b: int
@@ -43,6 +51,8 @@ class Street:
     sidewalk: float  # m
     lanes: int  # per direction
     district: str  # "train", "val", "test", or "" for a road between districts
+    bends: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), compare=False)
+    """(n, 2) the points that the centre line goes through from a to b; none where it is straight."""
 
 
 @dataclass
@@ -52,28 +62,48 @@ class StreetGraph:
     nodes: np.ndarray
     streets: list[Street]
     incident: list[list[int]] = field(init=False)  # numbers of the streets at each node
+    _curves: list[Curve] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.incident = [[] for _ in self.nodes]
         for number, street in enumerate(self.streets):
             self.incident[street.a].append(number)
             self.incident[street.b].append(number)
+        self._curves = [
+            Curve(np.concatenate([self.nodes[[s.a]], s.bends, self.nodes[[s.b]]])) for s in self.streets
+        ]
+
+    def curve(self, number: int) -> Curve:
+        """The centre line of street `number`, from its node a to its node b."""
+        return self._curves[number]
 
     def line(self, street: Street) -> shapely.LineString:
         """The centre line of a street."""
-        return shapely.LineString(self.nodes[[street.a, street.b]])
+        return shapely.LineString(
+            np.concatenate([self.nodes[[street.a]], street.bends, self.nodes[[street.b]]])
+        )
 
     def direction(self, number: int, node: int) -> np.ndarray:
-        """(2,) unit vector along street `number`, leading away from `node`."""
-        street = self.streets[number]
-        other = street.b if street.a == node else street.a
-        vector = self.nodes[other] - self.nodes[node]
+        """(2,) unit vector in which street `number` leads away from `node`, seen over its first metres."""
+        curve = self._curves[number]
+        reach = min(NEAR_NODE, curve.length / 2)
+        station = reach if self.streets[number].a == node else curve.length - reach
+        vector = curve.at(station)[0] - self.nodes[node]
         return vector / np.hypot(*vector)
 
+    def station(self, number: int, node: int, distance: float) -> float:
+        """Metres from the street's node a of the point `distance` metres along it from `node`."""
+        return distance if self.streets[number].a == node else self._curves[number].length - distance
+
+    def leaving(self, number: int, node: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
+        """The point (2,) `distance` metres along street `number` from `node`, and the direction (2,) there,
+        away from it."""
+        point, direction = self._curves[number].at(self.station(number, node, distance))
+        return point, direction if self.streets[number].a == node else -direction
+
     def length(self, number: int) -> float:
-        """Metres between the two nodes of street `number`."""
-        street = self.streets[number]
-        return float(np.hypot(*(self.nodes[street.a] - self.nodes[street.b])))
+        """Metres along street `number` between its two nodes."""
+        return self._curves[number].length
 
     def setback(self, number: int, node: int) -> float:
         """How far from `node` along street `number` the junction ends: beyond the other streets' kerbs."""
@@ -259,15 +289,97 @@ class _District:
 def subdivide_district(
     name: str, outline: np.ndarray, block_area: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Street]]:
-    """Cut the polygon `outline` (N, 2) into blocks of about `block_area` m² → nodes and streets."""
+    """Cut the polygon `outline` (N, 2) into blocks of about `block_area` m² → nodes and curved streets."""
     district = _District(outline, rng, block_area)
     district.subdivide()
     streets = []
     for (a, b), (kind, scale) in district.kinds.items():
         dimensions = STREET_CLASSES[kind]
-        streets.append(
-            Street(
-                a, b, kind, round(dimensions.width * scale, 2), dimensions.sidewalk, dimensions.lanes, name
-            )
-        )
-    return np.array(district.nodes), streets
+        width = dimensions.width * scale
+        if kind == "residential" and rng.random() < NARROW_SHARE:
+            width = NARROW_LANE * scale
+        streets.append(Street(a, b, kind, round(width, 2), dimensions.sidewalk, dimensions.lanes, name))
+    ring = {frozenset(edge) for edge in _ring_edges(district, len(outline))}
+    lines = _bow(np.array(district.nodes), streets, ring, rng)
+    warp = _Warp(rng)
+    nodes = warp(np.array(district.nodes))
+    return nodes, [replace(s, bends=warp(line)[1:-1]) for s, line in zip(streets, lines, strict=True)]
+
+
+SAMPLE = 3.0  # m between the points of a centre line
+BOWED_SHARE = 0.45  # of the streets inside a district
+MIN_RADIUS = 45.0  # m, of a bow
+CLEARANCE = 34.0  # m between the centre lines of streets that share no junction
+
+
+def _ring_edges(district: _District, corners: int) -> list[tuple[int, int]]:
+    """The streets on the outline of a district."""
+    outline = shapely.LinearRing([district.nodes[i] for i in range(corners)])
+    return [
+        (a, b)
+        for a, b in district.kinds
+        if outline.distance(shapely.Point((district.nodes[a] + district.nodes[b]) / 2)) < 1e-6
+    ]
+
+
+def _bow(
+    nodes: np.ndarray, streets: list[Street], ring: set[frozenset[int]], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """A centre line (n, 2) for every street: straight, a bow or an S, no closer to others than CLEARANCE.
+
+    Bows rise as sin² and so begin and end along the chord: the angles at the junctions stay as they are.
+    """
+    lines = []
+    for street in streets:
+        start, end = nodes[street.a], nodes[street.b]
+        count = max(2, int(np.ceil(np.hypot(*(end - start)) / SAMPLE)) + 1)
+        lines.append(start + np.linspace(0, 1, count)[:, None] * (end - start))
+    for number, street in enumerate(streets):
+        if frozenset((street.a, street.b)) in ring or rng.random() > BOWED_SHARE:
+            continue
+        start, along = lines[number][0], lines[number][-1] - lines[number][0]
+        length = np.hypot(*along)
+        t = np.linspace(0, 1, len(lines[number]))
+        s_shaped = length > 110 and rng.random() < 0.4
+        shape = np.sin(np.pi * t) ** 2 * (1.54 * np.sin(2 * np.pi * t) if s_shaped else 1.0)
+        bend = np.abs(np.gradient(np.gradient(shape, t), t)).max() / length**2  # curvature of a 1 m bow
+        height = rng.uniform(0.5, 1.0) * min(1 / (MIN_RADIUS * bend), 18.0) * rng.choice([-1, 1])
+        left = np.array([-along[1], along[0]]) / length
+        others = [n for n in range(len(streets)) if n != number]
+        apart = [n for n in others if not {street.a, street.b} & {streets[n].a, streets[n].b}]
+        touching = [n for n in others if n not in apart]
+        for shrink in (1.0, -1.0, 0.5, -0.5):
+            line = start + t[:, None] * along + (height * shrink * shape)[:, None] * left
+            if _is_clear(line, [lines[n] for n in apart], [lines[n] for n in touching]):
+                lines[number] = line
+                break
+    return lines
+
+
+def _is_clear(line: np.ndarray, apart: list[np.ndarray], touching: list[np.ndarray]) -> bool:
+    """Whether a centre line keeps CLEARANCE from streets apart, and opens away from those it touches."""
+    own = shapely.LineString(line)
+    near = shapely.distance(own, [shapely.LineString(other) for other in apart])
+    if np.any(near < CLEARANCE):
+        return False
+    middle = shapely.LineString(line[len(line) // 4 : -(len(line) // 4)])
+    limit = min(CLEARANCE, 0.2 * own.length)
+    return not np.any(shapely.distance(middle, [shapely.LineString(other) for other in touching]) < limit)
+
+
+class _Warp:
+    """A smooth displacement of the plane. The sum of its slopes is below 1, so it can be undone: lines that
+    do not cross before do not cross after."""
+
+    def __init__(self, rng: np.random.Generator):
+        length = np.array([150.0, 210.0, 340.0]) * rng.uniform(0.9, 1.15, 3)  # m
+        slope = np.array([0.15, 0.11, 0.05])
+        angle = rng.uniform(0, 2 * np.pi, 3)
+        self.wave = 2 * np.pi / length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+        # Across the wave's own direction, so that areas keep their size.
+        self.shift = (slope * length / (2 * np.pi))[:, None] * np.stack([-np.sin(angle), np.cos(angle)], 1)
+        self.phase = rng.uniform(0, 2 * np.pi, 3)
+
+    def __call__(self, xy: np.ndarray) -> np.ndarray:
+        """(..., 2) → (..., 2)."""
+        return xy + np.sin(xy @ self.wave.T + self.phase) @ self.shift

@@ -1,8 +1,8 @@
 """The ground's height: gentle hills that die out towards the river, which lies in a level valley.
 
-The field is a sum of long waves, so it has a height, a slope and a frame at every point, and no cells of its
-own. Waves are no shorter than SHORTEST_WAVE and their slope is bounded, which bounds the curvature: a triangle
-with edges of up to 5 m, draped over the ground, stays within 5 mm of it.
+The field is a sum of long waves, so it has a height, a slope and a frame at every point, and no cells of
+its own. Waves are no shorter than SHORTEST_WAVE and their slope is bounded, which bounds the curvature: a
+triangle with edges of up to 5 m, draped over the ground, stays within 5 mm of it.
 """
 
 from dataclasses import dataclass

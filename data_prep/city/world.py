@@ -1,11 +1,11 @@
-"""One town: streets, ground surfaces, markings, buildings and furniture, as polygons and as a mesh.
+"""One town: streets, terrain, surfaces, markings, buildings and furniture, as polygons and as a mesh.
 
-The polygons are the truth: the mesh that the sensors see, the nuScenes map and the OSM file are all made
-from them.
+The polygons and the terrain are the truth: the mesh that the sensors see, the nuScenes map and the OSM file
+are all made from them.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -14,29 +14,23 @@ from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building, add_buildings, plan_buildings
 from data_prep.city.classes import Label
 from data_prep.city.furniture import Furniture, add_furniture, plan_furniture
-from data_prep.city.mesh import Material, Mesh, MeshBuilder, boundary_walls, flat, polygons
+from data_prep.city.ground import add_open_ground, draped, draped_walls
+from data_prep.city.markings import Marking, plan_markings
+from data_prep.city.mesh import Material, Mesh, MeshBuilder, polygons
 from data_prep.city.sizes import CitySize
 from data_prep.city.streets import Street, StreetGraph, subdivide_district
 from data_prep.city.terrain import Terrain, flat_terrain
 from data_prep.geodesy import SIZES as MAP_SIZES
 
-BELT = (
-    290.0  # m between districts: two map patches (133 m from the ego to a corner) with the ring roads' bends
-)
+# m between districts: two map patches (133 m from the ego to a corner) with the ring roads' bends
+BELT = 302.0
 MARGIN = 170.0  # m between a district and the edge of the map: a patch, and what stands around the ring road
 KERB_HEIGHT = 0.15
 KERB_WIDTH = 0.25
 CORNER_RADIUS = 5.0  # of kerbs at junctions
-MARKING_Z = 0.012
-
-
-@dataclass(frozen=True)
-class Marking:
-    """A painted strip; `kind` is one of divider, lane, edge, crossing, stop."""
-
-    polygon: shapely.Polygon
-    kind: str
-    colour: tuple[float, float, float]
+MARKING_Z = 0.02  # above the road: two draped surfaces are off by up to 5 mm each
+BLOCK_EDGE = 8.0  # m, of the triangles inside blocks
+GROUND_MARGIN = 330.0  # m around the streets in which the open ground follows the terrain
 
 
 @dataclass(frozen=True)
@@ -69,25 +63,30 @@ def location_rng(seed: int, location: str, *purpose: int) -> np.random.Generator
 def build_world(location: str, size: CitySize, seed: int) -> World:
     """Build the town of `location`: the same for the same arguments, in any process."""
     rng = location_rng(seed, location, 0)
-    graph, river, tunnel = _street_plan(location, size, rng)
+    graph, river, tunnel, _ = _street_plan(location, size, rng)
+    lower, upper = graph.nodes.min(0), graph.nodes.max(0)
+    terrain = flat_terrain()
     drives_on_left = location.startswith("singapore")
     road, reach = _road_surface(graph)
     blocks = _blocks(graph, reach, rng)
     sidewalk = shapely.MultiPolygon(polygons(reach.difference(road)))
-    markings, crossings, stop_lines = _markings(graph, drives_on_left, rng)
-    buildings = plan_buildings(graph, reach, blocks, rng)
+    markings, crossings, stop_lines = plan_markings(graph, drives_on_left, rng)
+    buildings = plan_buildings(graph, terrain, reach, blocks, rng)
     furniture = plan_furniture(graph, blocks, buildings, road, river, drives_on_left, rng)
-    centre = np.round((graph.nodes.min(0) + graph.nodes.max(0)) / 2)
+    centre = np.round((lower + upper) / 2)
     builder = MeshBuilder(centre)
-    _add_ground(builder, road, sidewalk, blocks, river, rng)
-    for marking in markings:
-        builder.add(flat(marking.polygon, MARKING_Z), Material.MARKING, marking.colour)
-    add_buildings(builder, buildings, KERB_HEIGHT)
-    add_furniture(builder, furniture, KERB_HEIGHT)
+    _add_surfaces(builder, terrain, road, sidewalk, blocks, rng)
+    town = shapely.box(*(lower - GROUND_MARGIN), *(upper + GROUND_MARGIN))
+    add_open_ground(builder, terrain, town, river, road.union(sidewalk), SURFACE_COLOURS)
+    for colour in sorted({marking.colour for marking in markings}):
+        painted = shapely.MultiPolygon([m.polygon for m in markings if m.colour == colour])
+        builder.add(draped(painted, terrain, MARKING_Z), Material.MARKING, colour)
+    add_buildings(builder, buildings)
+    add_furniture(builder, furniture, terrain, KERB_HEIGHT)
     return World(
         location,
         drives_on_left,
-        flat_terrain(),
+        terrain,
         graph,
         road,
         sidewalk,
@@ -115,8 +114,11 @@ def _outline(corner: np.ndarray, extent: np.ndarray, rng: np.random.Generator) -
 
 def _street_plan(
     location: str, size: CitySize, rng: np.random.Generator
-) -> tuple[StreetGraph, shapely.Polygon, shapely.LineString]:
-    """Place train beside test over val, the belt between them; join their rings by undriven roads."""
+) -> tuple[StreetGraph, shapely.Polygon, shapely.LineString, tuple[int, float]]:
+    """Place train beside test over val, the belt between them; join their rings by undriven roads.
+
+    Returns the streets, the river in the belt, a tunnel, and the river's axis: see Terrain.
+    """
     canvas = np.asarray(MAP_SIZES[location])
     axis = int(np.argmax(canvas))  # the town's long side lies along the map's
     extent = {name: np.asarray(d.extent) for name, d in size.districts.items()}
@@ -142,10 +144,7 @@ def _street_plan(
         own_nodes, own_streets = subdivide_district(name, outline, size.block_area, rng)
         shift = len(nodes)
         nodes = np.concatenate([nodes, own_nodes])
-        streets += [
-            Street(s.a + shift, s.b + shift, s.kind, s.width, s.sidewalk, s.lanes, s.district)
-            for s in own_streets
-        ]
+        streets += [replace(s, a=s.a + shift, b=s.b + shift) for s in own_streets]
     for first, second_name in (("train", "test"), ("train", "val"), ("test", "val")):
         a, b = _closest_pair(nodes, streets, first, second_name)
         streets.append(Street(a, b, "primary", 15.0, 3.0, 2, ""))
@@ -155,9 +154,10 @@ def _street_plan(
     river = shapely.LineString(np.stack([river_x, river_y], 1)).buffer(17.0)
     tunnel = np.array([corner["train"] + [60.0, 45.0], corner["train"] + extent["train"] - [70.0, 60.0]])
     if axis == 1:
-        nodes, tunnel = nodes[:, ::-1], tunnel[:, ::-1]
+        nodes, tunnel = np.ascontiguousarray(nodes[:, ::-1]), tunnel[:, ::-1]
+        streets = [replace(s, bends=s.bends[:, ::-1]) for s in streets]
         river = shapely.transform(river, lambda xy: xy[:, ::-1])
-    return StreetGraph(np.ascontiguousarray(nodes), streets), river, shapely.LineString(tunnel)
+    return StreetGraph(nodes, streets), river, shapely.LineString(tunnel), (axis, middle)
 
 
 def _closest_pair(nodes: np.ndarray, streets: list[Street], first: str, second: str) -> tuple[int, int]:
@@ -205,77 +205,6 @@ def _blocks(graph: StreetGraph, reach: shapely.MultiPolygon, rng: np.random.Gene
     return blocks
 
 
-WHITE = (0.80, 0.80, 0.78)
-YELLOW = (0.75, 0.52, 0.08)
-
-
-def _strip(start: np.ndarray, end: np.ndarray, width: float) -> shapely.Polygon:
-    return shapely.LineString([start, end]).buffer(width / 2, cap_style="flat")
-
-
-def _markings(
-    graph: StreetGraph, drives_on_left: bool, rng: np.random.Generator
-) -> tuple[list[Marking], list[shapely.Polygon], list[tuple[int, int, shapely.Polygon]]]:
-    """Centre and lane lines between junctions, crossings and stop lines before them."""
-    markings, crossings, stop_lines = [], [], []
-    centre_colour = WHITE if drives_on_left else YELLOW
-    for number, street in enumerate(graph.streets):
-        start = graph.nodes[street.a]
-        direction = graph.direction(number, street.a)
-        left = np.array([-direction[1], direction[0]])
-        length = graph.length(number)
-        trim = {}
-        for node in (street.a, street.b):
-            trim[node] = graph.setback(number, node)
-            if len(graph.incident[node]) < 3:
-                continue
-            trim[node] += 2.0
-            away = graph.direction(number, node)
-            base = graph.nodes[node] + away * trim[node]
-            crossing = street.district != "" and rng.random() < (
-                0.85 if street.kind != "residential" else 0.4
-            )
-            if crossing and length > 60:
-                stripe = np.arange(-street.width / 2 + 0.7, street.width / 2 - 0.3, 1.2)
-                for offset in stripe:
-                    a = base + left * offset
-                    markings.append(Marking(_strip(a, a + away * 3.0, 0.6), "crossing", WHITE))
-                crossings.append(_strip(base, base + away * 3.0, street.width - 0.2))
-                trim[node] += 4.0
-                base = base + away * 4.0
-            # Traffic towards the node keeps to its own side: right of `-away`, or left of it.
-            side = (left if away @ direction > 0 else -left) * (-1 if drives_on_left else 1)
-            line = _strip(base + side * 0.25, base + side * (street.width / 2 - 0.3), 0.4)
-            if street.district != "" and length > 45:
-                stop_lines.append((number, node, line))
-                markings.append(Marking(line, "stop", WHITE))
-                trim[node] += 0.6
-        first, last = trim[street.a], length - trim[street.b]
-        if last - first < 4:
-            continue
-        if street.lanes > 1:
-            for offset in (-0.14, 0.14):
-                a = start + left * offset
-                strip = _strip(a + direction * first, a + direction * last, 0.13)
-                markings.append(Marking(strip, "divider", centre_colour))
-        elif street.kind != "residential" or drives_on_left:
-            for s in np.arange(first, last - 2.5, 7.0):
-                strip = _strip(start + direction * s, start + direction * (s + 2.8), 0.16)
-                markings.append(Marking(strip, "divider", centre_colour))
-        for lane in range(1, street.lanes):
-            for side in (-1, 1):
-                shift = left * side * (street.width / 2 - 0.5) * lane / street.lanes
-                for s in np.arange(first, last - 2, 6.0):
-                    a = start + shift + direction * s
-                    markings.append(Marking(_strip(a, a + direction * 2.2, 0.14), "lane", WHITE))
-        if street.kind != "residential":
-            for side in (-1, 1):
-                shift = left * side * (street.width / 2 - 0.35)
-                a, b = start + shift + direction * first, start + shift + direction * last
-                markings.append(Marking(_strip(a, b, 0.12), "edge", YELLOW if drives_on_left else WHITE))
-    return markings, crossings, stop_lines
-
-
 SURFACE_COLOURS = {
     Material.ASPHALT: (0.115, 0.115, 0.122),
     Material.KERB: (0.42, 0.41, 0.39),
@@ -286,31 +215,28 @@ SURFACE_COLOURS = {
 }
 
 
-def _add_ground(
+def _add_surfaces(
     builder: MeshBuilder,
+    terrain: Terrain,
     road: shapely.MultiPolygon,
     sidewalk: shapely.MultiPolygon,
     blocks: list[Block],
-    river: shapely.Polygon,
     rng: np.random.Generator,
 ) -> None:
-    builder.add(flat(road, 0.0), Material.ASPHALT, SURFACE_COLOURS[Material.ASPHALT])
+    """Roads, kerbs, sidewalks and the ground inside the blocks."""
+    builder.add(draped(road, terrain, 0.0), Material.ASPHALT, SURFACE_COLOURS[Material.ASPHALT])
     kerb = road.buffer(KERB_WIDTH, join_style="mitre").intersection(sidewalk)
-    builder.add(flat(kerb, KERB_HEIGHT), Material.KERB, SURFACE_COLOURS[Material.KERB])
+    builder.add(draped(kerb, terrain, KERB_HEIGHT), Material.KERB, SURFACE_COLOURS[Material.KERB])
     walk = sidewalk.difference(kerb)
-    builder.add(flat(walk, KERB_HEIGHT), Material.PAVING, SURFACE_COLOURS[Material.PAVING])
+    builder.add(draped(walk, terrain, KERB_HEIGHT), Material.PAVING, SURFACE_COLOURS[Material.PAVING])
     # The faces of the kerb look at the road, the outer edge of the sidewalk drops to the open ground.
-    builder.add(boundary_walls(sidewalk, -0.1, KERB_HEIGHT), Material.KERB, SURFACE_COLOURS[Material.KERB])
+    faces = draped_walls(sidewalk, terrain, -0.2, KERB_HEIGHT)
+    builder.add(faces, Material.KERB, SURFACE_COLOURS[Material.KERB])
     for block in blocks:
         tone = (
             np.asarray(SURFACE_COLOURS[block.surface]) * rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
         )
         # A paved block is a yard to park in, no sidewalk.
         label = Label.PARKING if block.surface == Material.PAVING else None
-        builder.add(flat(block.polygon, KERB_HEIGHT), block.surface, tone, label=label)
-    builder.add(
-        flat(river.difference(road.union(sidewalk)), -0.03), Material.WATER, SURFACE_COLOURS[Material.WATER]
-    )
-    far = 4000.0
-    plane = shapely.box(*(builder.centre - far), *(builder.centre + far))
-    builder.add(flat(plane, -0.06), Material.GRASS, np.asarray(SURFACE_COLOURS[Material.GRASS]) * 1.1)
+        triangles = draped(block.polygon, terrain, KERB_HEIGHT, BLOCK_EDGE)
+        builder.add(triangles, block.surface, tone, label=label)

@@ -225,6 +225,7 @@ _DRIVE_KINDS = {
     "first": "first visit",
     "same": "revisit in the same direction",
     "opposite": "revisit in the opposite direction",
+    "lane": "revisit on another lane",
 }
 
 

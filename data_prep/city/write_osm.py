@@ -1,5 +1,6 @@
 """The OpenStreetMap file of a town: OSM XML 0.6 in WGS84."""
 
+from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -11,7 +12,8 @@ from data_prep.city.world import World
 from data_prep.geodesy import map_to_wgs84
 
 SNAPSHOT = "2018-06-01T00:00:00Z"
-SPLIT_OUTER = 3  # of every so many courtyard buildings, one has its outer ring in two ways
+LINE_TOLERANCE = 0.1  # m between a curved street and its way
+OUTER_WAYS = (2, 1, 3)  # into how many ways the outer rings of courtyard buildings are split, in turn
 
 _POLE_TAGS = {
     "street_lamp": {"highway": "street_lamp"},
@@ -19,6 +21,18 @@ _POLE_TAGS = {
     "stop": {"highway": "stop"},
     "utility_pole": {"man_made": "utility_pole"},
     "flagpole": {"man_made": "flagpole"},
+}
+
+
+# https://wiki.openstreetmap.org/wiki/Key:roof:shape
+_SHAPES = {
+    "flat": "flat",
+    "machine_house": "flat",
+    "stepped": "flat",
+    "mansard": "mansard",
+    "gable": "gabled",
+    "hip": "hipped",
+    "shed": "skillion",
 }
 
 
@@ -77,32 +91,29 @@ def write_osm(path: Path, world: World) -> None:
     junctions = [osm.node(xy) for xy in graph.nodes]
     for number, street in enumerate(graph.streets):
         tags = {"highway": street.kind, "lanes": str(2 * street.lanes), "name": f"Street {number + 1}"}
-        osm.way([junctions[street.a], junctions[street.b]], tags)
-        direction = graph.direction(number, street.a)
-        left = np.array([-direction[1], direction[0]])
+        line = shapely.get_coordinates(graph.line(street).simplify(LINE_TOLERANCE))
+        osm.way([junctions[street.a], *(osm.node(xy) for xy in line[1:-1]), junctions[street.b]], tags)
+        curve = graph.curve(number)
+        ends = graph.setback(number, street.a), curve.length - graph.setback(number, street.b)
         for side in (-1, 1):
-            shift = left * side * (street.width + street.sidewalk) / 2
-            ends = [
-                graph.nodes[node] + away * graph.setback(number, node) + shift
-                for node, away in ((street.a, direction), (street.b, -direction))
-            ]
-            osm.way([osm.node(end) for end in ends], {"highway": "footway", "footway": "sidewalk"})
+            walk = shapely.LineString(curve.shifted(*ends, side * (street.width + street.sidewalk) / 2))
+            nodes = [osm.node(xy) for xy in shapely.get_coordinates(walk.simplify(LINE_TOLERANCE))]
+            osm.way(nodes, {"highway": "footway", "footway": "sidewalk"})
     osm.way(
         [osm.node(xy) for xy in shapely.get_coordinates(world.tunnel)],
         {"highway": "secondary", "tunnel": "yes", "layer": "-1", "name": "Underpass"},
     )
     courtyards = 0
     for building in world.buildings:
-        tags = {"building": "yes", "height": f"{building.height:.1f}"}
+        tags = {"building": "yes", "height": f"{building.height:.1f}", "roof:shape": _SHAPES[building.roof]}
         outer = osm.ring(building.footprint.exterior)
         if not building.footprint.interiors:
             osm.way(outer, tags)
             continue
-        middle = len(outer) // 2
-        split = courtyards % SPLIT_OUTER == 0
+        count = OUTER_WAYS[courtyards % len(OUTER_WAYS)]
         courtyards += 1
-        parts = [outer[: middle + 1], outer[middle:]] if split else [outer]
-        members = [(osm.way(part, {}), "outer") for part in parts]
+        cuts = np.linspace(0, len(outer) - 1, count + 1).round().astype(int).tolist()
+        members = [(osm.way(outer[a : b + 1], {}), "outer") for a, b in pairwise(cuts)]
         members += [(osm.way(osm.ring(hole), {}), "inner") for hole in building.footprint.interiors]
         osm.relation(members, {"type": "multipolygon", **tags})
     for pole in world.furniture.poles:

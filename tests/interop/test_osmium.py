@@ -78,8 +78,9 @@ def test_streets_keep_their_classes_and_the_tunnel_its_layer(worlds_and_answers)
         assert len(streets) == len(world.graph.streets)
         for way in streets:
             street = world.graph.streets[int(way["tags"]["name"].split()[1]) - 1]
-            ends = wgs84_to_map(np.array(way["latlon"]), world.location)
-            np.testing.assert_allclose(ends, world.graph.nodes[[street.a, street.b]], atol=0.02)
+            line = wgs84_to_map(np.array(way["latlon"]), world.location)
+            np.testing.assert_allclose(line[[0, -1]], world.graph.nodes[[street.a, street.b]], atol=0.02)
+            assert shapely.hausdorff_distance(shapely.LineString(line), world.graph.line(street)) < 0.12
             assert way["tags"]["highway"] == street.kind
         assert len({way["tags"]["highway"] for way in streets}) >= 4
         assert sum(way["tags"].get("layer") == "-1" for way in answers["highways"]) == 1
