@@ -1,15 +1,16 @@
-"""nuScenes and OpenStreetMap to the prepared folder of map localization (`maploc`).
+"""Driving datasets and OpenStreetMap to the prepared folder of map localization (`maploc`).
 
     python -m data_prep maploc --raw ROOT --osm FILE [FILE ...] --out DIR
 
-Table `frames`: one record a keyframe, with six JPEG images, their calibration and the ego pose in the map.
-Images wider than --image-width are made smaller by area interpolation, so that training is not bound by
-decoding; others keep their bytes. Table `maps`: one record a location, a raster of 0 and 1 with the channels
-road, building, node (OpenStreetMap) and drivable (map expansion), over the drives and so far beyond them that
-every map patch lies inside.
+Table `frames`: one record a keyframe, with a JPEG image a camera, their calibration and the ego pose in the
+map. Images wider than --image-width are made smaller by area interpolation, so that training is not bound by
+decoding; others keep their bytes. Table `maps`: one record a location, over the drives and so far beyond them
+that every map patch lies inside: a raster of 0 and 1 with the channels road, building, node (OpenStreetMap)
+and drivable (the dataset's own map), three planes of class indices (OpenStreetMap, `data_prep.raw.osm_tags`),
+and how well the two maps lie on each other (`data_prep.alignment`).
 
-Splits: `official` by scene name, as nuScenes publishes them (its val shares streets with train), and
-`geographic`, see `data_prep.splits`.
+Splits: `official`, as the dataset publishes them (nuScenes' val shares streets with train), and `geographic`,
+see `data_prep.splits`. What is asked of a raw dataset is in `data_prep.datasets`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,27 @@ import shapely
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep import geodesy, images, rasterize, splits, tables
+from data_prep import alignment, datasets, geodesy, images, rasterize, splits, tables
 from data_prep.errors import InputError
-from data_prep.raw import nuscenes, osm
+from data_prep.raw import osm, osm_tags
+from data_prep.raw.frames import Camera, Frame
+from placerec_jax.ops import rigid
 from placerec_jax.ops.grid import Grid2D
 
 MAP_CHANNELS = ("road", "building", "node", "drivable")
+OSM_CLASSES = {  # of the planes in the field `classes`, in their order; index 0 is nothing
+    "areas": tuple(osm_tags.AREAS),
+    "ways": tuple(osm_tags.WAYS),
+    "nodes": tuple(osm_tags.NODES),
+}
 CELL = 0.5  # m
 # A patch of 128 m and any heading reaches 64·√2 m from its centre, and noise of 30 m an axis moves that by
 # 30·√2 m: 132.9 m in all.
 MAP_MARGIN = 136.0  # m
 
 FRAMES_PER_SHARD = 128
+
+OSM_ATTRIBUTION = "© OpenStreetMap contributors, ODbL 1.0"
 
 # OSM covers a frame if a road is within half a patch of it; vehicles are hardly ever further from one.
 COVERED_WITHIN = 64.0  # m
@@ -50,10 +60,13 @@ def main(argv: Sequence[str]) -> None:
     """The command line: see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep maploc",
-        description="nuScenes and OpenStreetMap to TFRecord, for map localization.",
+        description="Driving datasets and OpenStreetMap to TFRecord, for map localization.",
     )
     parser.add_argument(
-        "--raw", type=Path, required=True, help="nuScenes root (real, or written by the built-in city)"
+        "--raw", type=Path, required=True, help="dataset root (real, or written by the built-in city)"
+    )
+    parser.add_argument(
+        "--dataset", choices=sorted(datasets.OPENERS), default="nuscenes", help="default: nuscenes"
     )
     parser.add_argument(
         "--osm",
@@ -63,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         help=f"OpenStreetMap extracts ({', '.join(osm.SUFFIXES)}), or folders that hold them",
     )
     parser.add_argument("--out", type=Path, required=True, help="the prepared folder to write")
-    parser.add_argument("--version", choices=nuscenes.VERSIONS, help="default: the only one in the root")
+    parser.add_argument("--version", help="e.g. v1.0-trainval; default: the only one in the root")
     parser.add_argument(
         "--workers", type=positive, default=os.cpu_count(), help="processes; default: one a CPU core"
     )
@@ -74,16 +87,27 @@ def main(argv: Sequence[str]) -> None:
         default=400,
         help="pixels to which wider images are reduced (default 400)",
     )
+    parser.add_argument(
+        "--align",
+        choices=ALIGN_MODES,
+        default="report",
+        help="what to do with the similarity that fits OpenStreetMap to the drivable area: store and print "
+        "it, or draw OpenStreetMap through it as well (default: report)",
+    )
     options = parser.parse_args(argv)
     manifest = convert(
         options.raw,
-        _extracts(options.osm),
+        extracts_in(options.osm),
         options.out,
         options.version,
         options.workers,
         options.limit,
         options.image_width,
+        dataset=options.dataset,
+        align=options.align,
     )
+    for location, fit in manifest["alignment"].items():
+        print(f"{location}: {fit['statement']}")
     print(
         f"{options.out}: {manifest['tables']['frames']['records']} frames, "
         f"{manifest['tables']['maps']['records']} maps, "
@@ -92,16 +116,18 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def _extracts(paths: Sequence[Path]) -> list[Path]:
-    """The paths, with every folder replaced by the extracts in it."""
+def extracts_in(paths: Sequence[Path]) -> list[Path]:
+    """The paths, with every folder replaced by the extracts in it; InputError for a folder without one."""
     files = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        found = sorted(file for file in path.iterdir() if file.name.endswith(osm.SUFFIXES))
+        found = sorted(file for file in path.iterdir() if file.name.endswith(osm.FOLDER_SUFFIXES))
         if not found:
-            raise InputError(f"{path}: expected extracts ({', '.join(osm.SUFFIXES)}) in it, found none.")
+            raise InputError(
+                f"{path}: expected extracts ({', '.join(osm.FOLDER_SUFFIXES)}) in it, found none."
+            )
         files.extend(found)
     return files
 
@@ -114,62 +140,63 @@ def convert(
     workers: int,
     limit: int | None,
     image_width: int,
+    *,
+    dataset: str = "nuscenes",
+    align: str = "report",
 ) -> dict[str, Any]:
     """Write the prepared folder `out`; returns its manifest.
 
     Raises InputError for bad input. Only damage inside an image shows after writing has begun; the whole
     shards that are there by then serve the next run.
     """
-    version = nuscenes.find_version(raw, version)
-    frames = nuscenes.read_frames(raw, version)
-    poses = np.array([frame.map_pose_ego for frame in frames])
-    _check_positions(frames, poses)
+    source = datasets.open_dataset(dataset, raw, version)
+    datasets.check_positions(source, MAP_MARGIN)
+    poses = np.array([frame.map_pose_ego for frame in source.frames])
     split_of_frame = {
-        "official": splits.official_split(frames, version),
-        "geographic": splits.geographic_split([frame.location for frame in frames], poses[:, :2]),
+        "official": source.official,
+        "geographic": splits.geographic_split([frame.location for frame in source.frames], poses[:, :2]),
     }
     # The splits are of all frames, so that a limit only thins them.
-    kept = np.arange(len(frames))
-    if limit is not None and limit < len(frames):
-        kept = np.linspace(0, len(frames) - 1, limit).round().astype(int)
-    frames = [frames[i] for i in kept]
+    kept = np.arange(len(source.frames))
+    if limit is not None and limit < len(kept):
+        kept = np.linspace(0, len(kept) - 1, limit).round().astype(int)
+    frames = [source.frames[i] for i in kept]
     poses = poses[kept]
     numbers = {
         scheme: {split: np.flatnonzero(labels[kept] == split) for split in splits.SPLITS}
         for scheme, labels in split_of_frame.items()
     }
 
-    nuscenes.check_files(frames)
+    source.check_files(frames)
     extracts = [
         osm.read_osm(path)
         for path in tqdm(osm_files, desc="reading OpenStreetMap", unit="file", delay=1, leave=False)
     ]
     map_sources = [
-        _map_source(raw, location, poses[[f.location == location for f in frames], :2], extracts)
+        _map_source(
+            source.place(location), poses[[f.location == location for f in frames], :2], extracts, align
+        )
         for location in sorted({frame.location for frame in frames})
     ]
     frame_inputs = [FrameInput(frame, image_width) for frame in frames]
-    coverage = {source.location: source.coverage for source in map_sources}
-    built_in_city = (raw / nuscenes.CITY_MARKER).exists()
-    attribution = {} if built_in_city else {"osm_attribution": "© OpenStreetMap contributors, ODbL 1.0"}
+    attribution = {} if source.built_in_city else {"osm_attribution": OSM_ATTRIBUTION}
     return tables.write_prepared_folder(
         out,
         converter="maploc",
         settings={
-            "version": version,
+            "dataset": source.name,
+            "version": source.version,
             "limit": limit,
             "image_width": image_width,
+            "align": align,
             "frames": _hash_frames(frames),
-            "osm": [_hash_file(path) for path in osm_files],
-            "map_expansion": {
-                source.location: _hash_file(nuscenes.map_expansion_file(raw, source.location))
-                for source in map_sources
-            },
+            "osm": [datasets.hash_file(path) for path in osm_files],
+            "maps": {s.place.location: s.place.files_hash for s in map_sources},
         },
         source={
-            "dataset": "nuscenes",
-            "version": version,
-            "built_in_city": built_in_city,
+            "dataset": source.name,
+            "version": source.version,
+            "built_in_city": source.built_in_city,
             "osm": [_describe_extract(extract) for extract in extracts],
             **attribution,
         },
@@ -177,7 +204,7 @@ def convert(
             tables.Table("maps", map_features, map_examples, tables.split_into_shards(map_sources, 1)),
             tables.Table(
                 "frames",
-                frame_features,
+                functools.partial(frame_features, len(source.cameras)),
                 frame_examples,
                 tables.split_into_shards(frame_inputs, FRAMES_PER_SHARD),
             ),
@@ -187,24 +214,49 @@ def convert(
             "frames": len(frames),
             "scenes": len({frame.scene for frame in frames}),
             "frames_by_location": dict(sorted(Counter(frame.location for frame in frames).items())),
-            "osm_coverage_by_location": coverage,
+            "osm_coverage_by_location": {s.place.location: s.coverage for s in map_sources},
         },
-        extra={"cameras": list(nuscenes.CAMERAS), "map_channels": list(MAP_CHANNELS)},
+        extra={
+            "cameras": list(source.cameras),
+            "map_channels": list(MAP_CHANNELS),
+            "osm_classes": {plane: list(names) for plane, names in OSM_CLASSES.items()},
+            "alignment": {
+                s.place.location: {
+                    **s.fit.summary(),
+                    "applied": align == "apply",
+                    "statement": s.fit.statement(),
+                }
+                for s in map_sources
+            },
+        },
         workers=workers,
     )
+
+
+def camera_in_level_frame(frame: Frame, camera: Camera) -> np.ndarray:
+    """(4, 4) float64 level_T_camera: from the camera at its image's time to the level ego frame of the frame.
+
+    Poses on a map are (x, y, yaw): the frame they stand for is level, with the ego's heading and height. How
+    the vehicle tilts in it, and how far it drove between frame and image, belongs to the camera.
+    """
+    pose = frame.map_T_ego
+    yaw = rigid.yaw_of(pose[:3, :3])
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    map_R_level = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    map_T_level = rigid.rigid_matrix(map_R_level, pose[:3, 3])
+    return rigid.rigid_inverse(map_T_level) @ camera.map_T_ego @ camera.ego_T_camera
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameInput:
     """A frame and what to do to it, for a worker process."""
 
-    frame: nuscenes.Frame
+    frame: Frame
     image_width: int
 
 
-def frame_features() -> tfds.features.FeaturesDict:
-    """The table `frames`; C = 6 cameras in the order of the manifest's `cameras`."""
-    cameras = len(nuscenes.CAMERAS)
+def frame_features(cameras: int) -> tfds.features.FeaturesDict:
+    """The table `frames`; cameras are in the order of the manifest's `cameras`."""
     return tfds.features.FeaturesDict(
         {
             "token": tfds.features.Text(),
@@ -217,13 +269,17 @@ def frame_features() -> tfds.features.FeaturesDict:
             "intrinsics": tfds.features.Tensor(
                 shape=(cameras, 3, 3), dtype=np.float32, doc="K of the stored images"
             ),
-            "ego_T_camera": tfds.features.Tensor(shape=(cameras, 4, 4), dtype=np.float32),
+            "ego_T_camera": tfds.features.Tensor(
+                shape=(cameras, 4, 4),
+                dtype=np.float32,
+                doc="from the camera at the time of its image to the level ego frame that map_pose_ego is of",
+            ),
             # As bytes: a tf.train.Example has no float64, TFDS would round it to float32.
             "map_pose_ego": tfds.features.Tensor(
                 shape=(3,),
                 dtype=np.float64,
                 encoding="bytes",
-                doc="x, y (m), yaw (rad) at the LiDAR's time, in the location's map frame",
+                doc="x, y (m), yaw (rad) at the frame's time, in the location's map frame",
             ),
         }
     )
@@ -242,22 +298,28 @@ def frame_examples(inputs: Sequence[FrameInput]) -> Iterator[dict[str, Any]]:
             "timestamp": frame.timestamp,
             "images": list(jpegs),
             "intrinsics": np.stack(intrinsics).astype(np.float32),
-            "ego_T_camera": np.stack([camera.ego_T_camera for camera in frame.cameras]).astype(np.float32),
+            "ego_T_camera": np.stack(
+                [camera_in_level_frame(frame, camera) for camera in frame.cameras]
+            ).astype(np.float32),
             "map_pose_ego": frame.map_pose_ego,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class MapSource:
-    """What one location's raster is drawn from; coordinates (N, 2) in metres in the map frame."""
+    """What one location's raster is drawn from; coordinates (N, 2) in metres in the map frame.
 
-    location: str
+    `areas`, `ways` and `nodes` are by class, as in `osm.OsmData`. `coverage` is the share of the frames with
+    an OSM road near.
+    """
+
+    place: datasets.Place
     grid: Grid2D
-    roads: list[np.ndarray]
-    buildings: list[list[np.ndarray]]
-    points: np.ndarray
-    drivable: list[list[np.ndarray]]
-    coverage: float  # share of the frames with an OSM road near
+    areas: dict[str, list[list[np.ndarray]]]
+    ways: dict[str, list[np.ndarray]]
+    nodes: dict[str, np.ndarray]
+    coverage: float
+    fit: alignment.Alignment
 
 
 def map_features() -> tfds.features.FeaturesDict:
@@ -271,6 +333,12 @@ def map_features() -> tfds.features.FeaturesDict:
                 encoding="zlib",
                 doc=", ".join(MAP_CHANNELS),
             ),
+            "classes": tfds.features.Tensor(
+                shape=(None, None, len(OSM_CLASSES)),
+                dtype=np.uint8,
+                encoding="zlib",
+                doc=f"index in the manifest's osm_classes, from 1; 0 is nothing: {', '.join(OSM_CLASSES)}",
+            ),
             "origin": tfds.features.Tensor(
                 shape=(2,),
                 dtype=np.float64,
@@ -278,6 +346,19 @@ def map_features() -> tfds.features.FeaturesDict:
                 doc="map x, y (m) of the outer corner of cell (0, 0)",
             ),
             "cell": tfds.features.Scalar(np.float32, doc="side of a cell, m"),
+            "alignment": tfds.features.Tensor(
+                shape=(2, 3),
+                dtype=np.float64,
+                encoding="bytes",
+                doc="(x, y, 1) of OpenStreetMap by the geodesy alone → where it fits the drivable area, m",
+            ),
+            "alignment_inside": tfds.features.Tensor(
+                shape=(2,),
+                dtype=np.float64,
+                encoding="bytes",
+                doc="share of OSM road samples inside the drivable area before and after; NaN: not fitted",
+            ),
+            "alignment_samples": tfds.features.Scalar(np.int64),
         }
     )
 
@@ -285,49 +366,95 @@ def map_features() -> tfds.features.FeaturesDict:
 def map_examples(sources: Sequence[MapSource]) -> Iterator[dict[str, Any]]:
     """One example of `map_features` a location."""
     for source in sources:
-        channels = (
-            rasterize.draw_polylines(source.roads, source.grid),
-            rasterize.fill_polygons(source.buildings, source.grid),
-            rasterize.draw_points(source.points, source.grid),
-            rasterize.fill_polygons(source.drivable, source.grid),
-        )
         yield {
-            "location": source.location,
-            "raster": np.stack(channels, axis=-1),
+            "location": source.place.location,
+            "raster": _draw_raster(source),
+            "classes": _draw_classes(source),
             "origin": np.array(source.grid.lower, np.float64),
             "cell": np.float32(source.grid.cell),
+            "alignment": source.fit.affine(),
+            "alignment_inside": np.array([source.fit.before, source.fit.after]),
+            "alignment_samples": source.fit.samples,
         }
 
 
-def _map_source(raw: Path, location: str, xy: np.ndarray, extracts: Sequence[osm.OsmData]) -> MapSource:
-    """Gather what lies about the drives; xy (N, 2) are the positions of the frames at `location`."""
-    grid = rasterize.drive_grid(xy, MAP_MARGIN, CELL)
-    to_map = functools.partial(_to_map, location=location, grid=grid)
-    roads = [road for extract in extracts for (road,) in to_map([[road] for road in extract.roads])]
-    buildings = [building for extract in extracts for building in to_map(extract.buildings)]
-    points = np.concatenate([geodesy.wgs84_to_map(extract.points, location) for extract in extracts])
-    coverage = _coverage(xy, roads)
-    if coverage < MIN_COVERAGE:
-        south, west, north, east = geodesy.wgs84_box(location, 300.0)
-        raise InputError(
-            f"{', '.join(str(e.path) for e in extracts)}: expected roads about the drives in {location}, "
-            f"found them within {COVERED_WITHIN:.0f} m of {coverage:.1%} of its {len(xy)} frames. Add an "
-            f"extract with --osm that covers latitude {south:.5f} to {north:.5f}, longitude {west:.5f} to "
-            f"{east:.5f}."
-        )
-    return MapSource(
-        location, grid, roads, buildings, points, nuscenes.read_drivable_area(raw, location), coverage
+def _draw_raster(source: MapSource) -> np.ndarray:
+    """(rows, columns, 4) uint8 of 0 and 1."""
+    channels = (
+        rasterize.draw_polylines(source.ways["road"], source.grid),
+        rasterize.fill_polygons(source.areas["building"], source.grid),
+        rasterize.draw_points(
+            np.concatenate([source.nodes[name] for name in osm_tags.NAVIGATION_NODES]), source.grid
+        ),
+        source.place.drivable.draw(source.grid),
     )
+    return np.stack(channels, axis=-1)
 
 
-def _to_map(shapes: Sequence[Sequence[np.ndarray]], location: str, grid: Grid2D) -> list[list[np.ndarray]]:
-    """Shapes, each a list of point rows (N, 2) in degrees → those that may touch the grid, in metres."""
+def _draw_classes(source: MapSource) -> np.ndarray:
+    """(rows, columns, 3) uint8 class indices: areas, ways and nodes."""
+    grid = source.grid
+    outlines = [ring for building in source.areas["building"] for ring in building]
+    ways = {**source.ways, osm_tags.BUILDING_OUTLINE: outlines}
+    width = {"road": rasterize.ROAD_WIDTH_CELLS, "busway": rasterize.ROAD_WIDTH_CELLS}
+    planes = (
+        (rasterize.fill_polygons(source.areas[name], grid) for name in OSM_CLASSES["areas"]),
+        (rasterize.draw_polylines(ways[name], grid, width.get(name, 1)) for name in OSM_CLASSES["ways"]),
+        (rasterize.draw_points(source.nodes[name], grid) for name in OSM_CLASSES["nodes"]),
+    )
+    return np.stack([rasterize.class_plane(masks, grid) for masks in planes], axis=-1)
+
+
+def _map_source(
+    place: datasets.Place, xy: np.ndarray, extracts: Sequence[osm.OsmData], align: str
+) -> MapSource:
+    """Gather what lies about the drives; xy (N, 2) are the positions of the frames at `place`."""
+    grid = rasterize.drive_grid(xy, MAP_MARGIN, CELL)
+    fit = alignment.fit_place(place, extracts)
+    move = ALIGN_MODES[align](fit)
+    to_map = functools.partial(_to_map, location=place.location, grid=grid, move=move)
+
+    def lines(name: str) -> list[np.ndarray]:
+        return [line for e in extracts for (line,) in to_map([[line] for line in e.ways[name]])]
+
+    def points(name: str) -> np.ndarray:
+        return move(np.concatenate([geodesy.wgs84_to_map(e.nodes[name], place.location) for e in extracts]))
+
+    areas = {name: [area for e in extracts for area in to_map(e.areas[name])] for name in osm_tags.AREAS}
+    ways = {name: lines(name) for name in osm_tags.WAYS}
+    nodes = {name: points(name) for name in osm_tags.NODES}
+    coverage = _coverage(xy, ways["road"])
+    if coverage < MIN_COVERAGE:
+        south, west, north, east = geodesy.wgs84_bounds(place.extent, place.location, 300.0)
+        raise InputError(
+            f"{', '.join(str(e.path) for e in extracts)}: expected roads about the drives in "
+            f"{place.location}, found them within {COVERED_WITHIN:.0f} m of {coverage:.1%} of its {len(xy)} "
+            f"frames. Add an extract with --osm that covers latitude {south:.5f} to {north:.5f}, longitude "
+            f"{west:.5f} to {east:.5f}."
+        )
+    return MapSource(place, grid, areas, ways, nodes, coverage, fit)
+
+
+# How the alignment changes what is drawn: fit → a function of map metres.
+ALIGN_MODES: dict[str, Callable[[alignment.Alignment], Callable[[np.ndarray], np.ndarray]]] = {
+    "report": lambda fit: lambda xy: xy,
+    "apply": lambda fit: fit.apply,
+}
+
+
+def _to_map(
+    shapes: Sequence[Sequence[np.ndarray]],
+    location: str,
+    grid: Grid2D,
+    move: Callable[[np.ndarray], np.ndarray],
+) -> list[list[np.ndarray]]:
+    """Shapes, each a list of point rows (N, 2) in degrees → those that may touch the grid, in map metres."""
     if not shapes:
         return []
     # One call for all points: an extract of a country has millions of ways.
     rows = [row for shape in shapes for row in shape]
     ends = np.cumsum([len(row) for row in rows])
-    xy = geodesy.wgs84_to_map(np.concatenate(rows), location)
+    xy = move(geodesy.wgs84_to_map(np.concatenate(rows), location))
     starts = np.concatenate([[0], ends[:-1]])
     of_shape = np.concatenate([[0], np.cumsum([len(shape) for shape in shapes])])
     lower = np.minimum.reduceat(np.minimum.reduceat(xy, starts), of_shape[:-1])
@@ -350,46 +477,27 @@ def _coverage(xy: np.ndarray, roads: Sequence[np.ndarray]) -> float:
     return len(np.unique(covered)) / len(xy)
 
 
-def _check_positions(frames: Sequence[nuscenes.Frame], poses: np.ndarray) -> None:
-    """InputError for a frame far off its map: a raster over it would be of any size."""
-    for location in sorted({frame.location for frame in frames}):
-        at = [i for i, frame in enumerate(frames) if frame.location == location]
-        size = np.array(geodesy.SIZES[location])
-        off = ((poses[at, :2] < -MAP_MARGIN) | (poses[at, :2] > size + MAP_MARGIN)).any(axis=1)
-        if off.any():
-            frame = frames[at[int(np.argmax(off))]]
-            x, y, _ = frame.map_pose_ego
-            raise InputError(
-                f"ego_pose.json: sample {frame.token} ({frame.scene}): expected a position on the map of "
-                f"{location}, x in [0, {size[0]}], y in [0, {size[1]}] m; found {x:.1f}, {y:.1f} "
-                "(coordinates out of range). Unpack the metadata archive again, or correct the location in "
-                "log.json."
-            )
-
-
-def _hash_frames(frames: Sequence[nuscenes.Frame]) -> str:
+def _hash_frames(frames: Sequence[Frame]) -> str:
     """Over tokens, calibration, poses and sizes of the images: tells inputs apart without reading images."""
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(f"{frame.token} {frame.scene} {frame.location} {frame.timestamp}".encode())
-        digest.update(frame.map_pose_ego.tobytes())
+        digest.update(frame.map_T_ego.tobytes())
         for camera in frame.cameras:
             digest.update(f"{camera.path.name} {camera.path.stat().st_size}".encode())
-            digest.update(camera.intrinsics.tobytes() + camera.ego_T_camera.tobytes())
+            for matrix in (camera.intrinsics, camera.ego_T_camera, camera.map_T_ego):
+                digest.update(matrix.tobytes())
     return digest.hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe_extract(extract: osm.OsmData) -> dict[str, Any]:
     return {
         "file": extract.path.name,
         "snapshot": extract.snapshot,
+        "newest_object": extract.newest_object,
         "roads": len(extract.roads),
         "buildings": len(extract.buildings),
+        "building_multipolygons": extract.building_multipolygons,
         "points": len(extract.points),
         "ways_lacking_nodes": extract.ways_lacking_nodes,
         "buildings_left_out": extract.buildings_left_out,

@@ -4,7 +4,7 @@ Rows follow map x and columns map y, both increasing with the index, as in `plac
 cell belongs to an area if its centre lies inside.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import rasterio.features
@@ -73,6 +73,17 @@ def draw_points(xy: np.ndarray, grid: Grid2D, size_cells: int = POINT_SIZE_CELLS
     for row, column in cells[((cells >= -reach) & (cells < np.array(grid.shape) + reach)).all(axis=1)]:
         raster[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1] = 1
     return raster
+
+
+def class_plane(masks: Iterable[np.ndarray], grid: Grid2D) -> np.ndarray:
+    """Masks of 0 and 1, one a class → (rows, columns) uint8 of class indices from 1; 0 where there is none.
+
+    Where masks overlap, the first of them is seen.
+    """
+    plane = np.zeros(grid.shape, np.uint8)
+    for index, mask in enumerate(masks, start=1):
+        np.copyto(plane, np.uint8(index), where=(plane == 0) & (mask > 0))
+    return plane
 
 
 def _to_cells(xy: np.ndarray, grid: Grid2D) -> np.ndarray:

@@ -1,60 +1,72 @@
-"""The OpenStreetMap reader: roads, buildings and point objects of an extract, in WGS84.
+"""The OpenStreetMap reader: streets, areas, barriers and street furniture of an extract, in WGS84.
 
-Reads `.osm`, `.osm.gz`, `.osm.bz2` and `.osm.pbf`, in any order of objects (Overpass writes ways before
-nodes). What is kept follows the navigation map of MapLocNet (arXiv 2407.08561, Tab. II): roads, buildings,
-and nodes such as traffic signals and lamps. Objects below or above the ground are dropped: `layer` < 0,
-`location` or `parking` = underground, and `level` without 0 or 1 (level 1 is the ground floor in some
-countries).
+Reads `.osm`, `.osm.gz`, `.osm.bz2`, `.osm.pbf`, and the JSON of the OSM and Overpass interfaces, in any order
+of objects (Overpass writes ways before nodes). What is kept, under which class, is in
+`data_prep.raw.osm_tags`; objects below or above the ground are dropped (`on_ground` there).
 """
 
 import bz2
 import dataclasses
+import datetime
 import gzip
 import re
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import osmium
 
 from data_prep.errors import InputError
+from data_prep.raw import osm_json
+from data_prep.raw.osm_tags import AREAS, NAVIGATION_NODES, NODES, WAYS, classes_of, keys_of, on_ground
 
-SUFFIXES = (".osm", ".osm.gz", ".osm.bz2", ".osm.pbf")
+# In a folder, a `.json` may be anything; by name it is taken for an answer of the OSM or Overpass interface.
+FOLDER_SUFFIXES = (".osm", ".osm.gz", ".osm.bz2", ".osm.pbf", ".osm.json")
+SUFFIXES = (*FOLDER_SUFFIXES, ".json")
 
-_ROADS_WITH_LINKS = ("motorway", "trunk", "primary", "secondary", "tertiary")
-ROADS = frozenset(
-    (
-        *_ROADS_WITH_LINKS,
-        *(f"{road}_link" for road in _ROADS_WITH_LINKS),
-        *("unclassified", "residential", "living_street", "service", "road"),
-    )
-)
-POINTS = {
-    "highway": frozenset(("traffic_signals", "stop", "street_lamp")),
-    "man_made": frozenset(("utility_pole", "flagpole")),
-}
-
-_LEVELS = re.compile(r"(-?\d+(?:\.\d+)?)(?:-(-?\d+(?:\.\d+)?))?")
 _COORDINATE_UNITS = 1e7  # OSM stores degrees as integers of 1e-7
+_UNDATED = datetime.datetime.fromtimestamp(0, datetime.UTC)  # what objects without a date have
 
 
 @dataclasses.dataclass(frozen=True)
 class OsmData:
-    """The contents of one extract; coordinates are (latitude, longitude) in degrees, float64.
+    """The contents of one extract by class of `osm_tags`; coordinates are (latitude, longitude) in degrees,
+    float64.
 
-    `roads` are polylines (N, 2). `buildings` are lists of closed rings (N, 2), to be filled even-odd: holes
-    and several outer rings need no roles. `points` is (N, 2). `snapshot` is the date of the data where the
-    file states it. The counts say what an extract's edge cut off: road and building ways that lack nodes,
-    buildings (ways or multipolygons) that were left out because they do not close or lack members.
+    An area is a list of closed rings (N, 2), to be filled even-odd: holes and several outer rings need no
+    roles. A way is a polyline (N, 2). `nodes` are (N, 2) a class. `road_kinds` holds the `highway` value of
+    each of `ways["road"]`. `snapshot` is the date of the data where the file states it, `newest_object` the
+    last change among the objects kept, where they are dated. The counts say what an extract's edge cut off:
+    ways of any class that lack nodes, and buildings (ways or multipolygons) that were left out because they
+    do not close or lack members; and how many buildings come from multipolygons.
     """
 
     path: Path
-    roads: list[np.ndarray]
-    buildings: list[list[np.ndarray]]
-    points: np.ndarray
+    areas: dict[str, list[list[np.ndarray]]]
+    ways: dict[str, list[np.ndarray]]
+    nodes: dict[str, np.ndarray]
+    road_kinds: list[str]
     snapshot: str | None
+    newest_object: str | None
     ways_lacking_nodes: int
     buildings_left_out: int
+    building_multipolygons: int
+
+    @property
+    def roads(self) -> list[np.ndarray]:
+        """Polylines of the navigation map's roads."""
+        return self.ways["road"]
+
+    @property
+    def buildings(self) -> list[list[np.ndarray]]:
+        """Areas of the navigation map's buildings."""
+        return self.areas["building"]
+
+    @property
+    def points(self) -> np.ndarray:
+        """(N, 2) the navigation map's nodes."""
+        return np.concatenate([self.nodes[name] for name in NAVIGATION_NODES])
 
 
 def read_osm(path: Path) -> OsmData:
@@ -75,7 +87,12 @@ def read_osm(path: Path) -> OsmData:
             f"{path}: expected an OpenStreetMap extract, found an empty file. Download it again."
         )
     try:
-        return _read(path)
+        if not path.name.endswith(".json"):
+            return _read(path, path)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy.osm.pbf"
+            snapshot = osm_json.write_pbf(path, copy)
+            return dataclasses.replace(_read(path, copy), snapshot=snapshot)
     except InputError:
         raise
     except osmium.InvalidLocationError as error:
@@ -90,99 +107,136 @@ def read_osm(path: Path) -> OsmData:
         ) from None
 
 
-def _read(path: Path) -> OsmData:
+def _read(path: Path, file: Path) -> OsmData:
+    """Read `file`; errors name `path`, of which it may be a copy in another format."""
     entity = osmium.osm.osm_entity_bits
-    reader = osmium.io.Reader(str(path), entity.NODE)
+    reader = osmium.io.Reader(str(file), entity.NODE)
     header = reader.header()
     index = osmium.index.create_map("flex_mem")
     osmium.apply(reader, osmium.NodeLocationsForWays(index))
     reader.close()
-    nodes = _Nodes(path, index)
+    positions = _Nodes(path, index)
 
-    # Multipolygons first: they say which ways are parts of buildings and not buildings of their own.
-    members: list[list[int]] = []
-    for relation in osmium.FileProcessor(str(path), entity.RELATION).with_filter(
-        osmium.filter.KeyFilter("building")
-    ):
-        if relation.tags.get("type") == "multipolygon" and _is_building(relation.tags):
-            members.append([member.ref for member in relation.members if member.type == "w"])
-    member_ids = {way for ways in members for way in ways}
-    member_nodes: dict[int, list[int]] = {}
-    if member_ids:
-        only_members = osmium.filter.IdFilter(member_ids).enable_for(entity.WAY)
-        for way in osmium.FileProcessor(str(path), entity.WAY).with_filter(only_members):
-            member_nodes[way.id] = [node.ref for node in way.nodes]
+    areas: dict[str, list[list[np.ndarray]]] = {name: [] for name in AREAS}
+    ways: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
+    nodes: dict[str, list[tuple[float, float]]] = {name: [] for name in NODES}
+    road_kinds: list[str] = []
+    ways_lacking_nodes = buildings_left_out = building_multipolygons = 0
+    newest = _UNDATED
 
-    roads: list[np.ndarray] = []
-    buildings: list[list[np.ndarray]] = []
-    ways_lacking_nodes = buildings_left_out = 0
-    for way in osmium.FileProcessor(str(path), entity.WAY).with_filter(
-        osmium.filter.KeyFilter("highway", "building")
+    # Multipolygons first: they say which ways are parts of areas and not areas of their own.
+    multipolygons = _multipolygons(file)
+    classes_of_member: dict[int, set[str]] = {}
+    for multipolygon in multipolygons:
+        for way in multipolygon.ways:
+            classes_of_member.setdefault(way, set()).update(multipolygon.classes)
+    member_nodes = _nodes_of_ways(file, classes_of_member)
+
+    for way in osmium.FileProcessor(str(file), entity.WAY).with_filter(
+        osmium.filter.KeyFilter(*keys_of(AREAS, WAYS))
     ):
-        road = way.tags.get("highway") in ROADS and on_ground(way.tags)
-        building = _is_building(way.tags) and way.id not in member_ids
-        if not road and not building:
+        if not on_ground(way.tags):
             continue
+        way_classes = classes_of(way.tags, WAYS)
+        area_classes = set(classes_of(way.tags, AREAS)) - classes_of_member.get(way.id, set())
+        if not way_classes and not area_classes:
+            continue
+        newest = max(newest, way.timestamp)
         references = [node.ref for node in way.nodes]
-        parts = nodes.parts(references)
-        complete = len(parts) == 1 and len(parts[0]) == len(references)
+        parts = positions.parts(references)
+        complete = _is_whole(parts, [references])
         ways_lacking_nodes += not complete
-        if road:
-            roads.extend(parts)
-        if building and complete and len(references) >= 4 and references[0] == references[-1]:
-            buildings.append(parts)
-        elif building:
-            buildings_left_out += 1
+        for name in way_classes:
+            ways[name].extend(parts)
+        if "road" in way_classes:
+            road_kinds.extend([way.tags["highway"]] * len(parts))
+        closed = len(references) >= 4 and references[0] == references[-1]
+        for name in area_classes:
+            if complete and closed:
+                areas[name].append(parts)
+        buildings_left_out += "building" in area_classes and not (complete and closed)
 
-    for ways in members:
-        rings = (
-            glue_rings([member_nodes[way] for way in ways])
-            if all(way in member_nodes for way in ways)
-            else None
-        )
-        parts = [nodes.parts(ring) for ring in rings or []]
-        if parts and all(
-            len(part) == 1 and len(part[0]) == len(ring) for part, ring in zip(parts, rings, strict=True)
-        ):
-            buildings.append([part[0] for part in parts])
-        else:
-            buildings_left_out += 1
+    for multipolygon in multipolygons:
+        rings = multipolygon.rings(member_nodes)
+        parts = [part for ring in rings or [] for part in positions.parts(ring)]
+        whole = rings is not None and _is_whole(parts, rings)
+        if whole:
+            for name in multipolygon.classes:
+                areas[name].append(parts)
+        if "building" in multipolygon.classes:
+            building_multipolygons += whole
+            buildings_left_out += not whole
 
-    points = [
-        nodes.position(node.id, node.location)
-        for node in osmium.FileProcessor(str(path), entity.NODE).with_filter(osmium.filter.KeyFilter(*POINTS))
-        if any(node.tags.get(key) in values for key, values in POINTS.items()) and on_ground(node.tags)
-    ]
-    if not (roads or buildings or points):
+    for node in osmium.FileProcessor(str(file), entity.NODE).with_filter(
+        osmium.filter.KeyFilter(*keys_of(NODES))
+    ):
+        names = classes_of(node.tags, NODES)
+        if names and on_ground(node.tags):
+            newest = max(newest, node.timestamp)
+            nodes[names[0]].append(positions.position(node.id, node.location))
+
+    data = OsmData(
+        path,
+        areas,
+        ways,
+        {name: np.array(found, np.float64).reshape(-1, 2) for name, found in nodes.items()},
+        road_kinds,
+        header.get("osmosis_replication_timestamp") or header.get("timestamp") or _xml_snapshot(file),
+        newest.isoformat() if newest > _UNDATED else None,
+        ways_lacking_nodes,
+        buildings_left_out,
+        building_multipolygons,
+    )
+    if not (data.roads or data.buildings or len(data.points)):
         raise InputError(
             f"{path}: expected roads (highway=...), buildings or street furniture, found none of them in "
             "it. Choose an extract with full street data, and check that the filter it was cut with keeps "
             "tags."
         )
-    return OsmData(
-        path,
-        roads,
-        buildings,
-        np.array(points, np.float64).reshape(-1, 2),
-        header.get("osmosis_replication_timestamp") or header.get("timestamp") or _xml_snapshot(path),
-        ways_lacking_nodes,
-        buildings_left_out,
-    )
+    return data
 
 
-def on_ground(tags: Mapping[str, str]) -> bool:
-    """Whether an object is to be drawn: not under the ground, not on an upper floor.
+@dataclasses.dataclass(frozen=True)
+class _Multipolygon:
+    """An area made of several ways."""
 
-    Values that cannot be read do not count.
-    """
-    layer = _LEVELS.fullmatch(tags.get("layer", ""))
-    if layer and float(layer[1]) < 0:
-        return False
-    if "underground" in (tags.get("location"), tags.get("parking")):
-        return False
-    ranges = [_LEVELS.fullmatch(part.strip()) for part in tags.get("level", "").split(";")]
-    spans = [(float(r[1]), float(r[2] or r[1])) for r in ranges if r]
-    return not spans or any(low <= floor <= high for low, high in spans for floor in (0, 1))
+    classes: list[str]
+    ways: list[int]
+
+    def rings(self, nodes_of_way: dict[int, list[int]]) -> list[list[int]] | None:
+        """Closed rings of node identifiers; None if the file lacks a member or the ways do not close."""
+        if not self.ways or not all(way in nodes_of_way for way in self.ways):
+            return None
+        return glue_rings([nodes_of_way[way] for way in self.ways])
+
+
+def _multipolygons(file: Path) -> list[_Multipolygon]:
+    relations = osmium.FileProcessor(str(file), osmium.osm.osm_entity_bits.RELATION)
+    result = []
+    for relation in relations.with_filter(osmium.filter.KeyFilter(*keys_of(AREAS))):
+        if relation.tags.get("type") != "multipolygon" or not on_ground(relation.tags):
+            continue
+        classes = classes_of(relation.tags, AREAS)
+        if classes:
+            members = [member.ref for member in relation.members if member.type == "w"]
+            result.append(_Multipolygon(classes, members))
+    return result
+
+
+def _nodes_of_ways(file: Path, wanted: Iterable[int]) -> dict[int, list[int]]:
+    """Way → node identifiers, of the wanted ways that the file holds."""
+    identifiers = set(wanted)
+    if not identifiers:
+        return {}
+    entity = osmium.osm.osm_entity_bits
+    only_wanted = osmium.filter.IdFilter(identifiers).enable_for(entity.WAY)
+    ways = osmium.FileProcessor(str(file), entity.WAY).with_filter(only_wanted)
+    return {way.id: [node.ref for node in way.nodes] for way in ways}
+
+
+def _is_whole(parts: Sequence[np.ndarray], references: Sequence[Sequence[int]]) -> bool:
+    """Whether the stretches that were found are the ways (or rings) themselves, no node lacking."""
+    return [len(part) for part in parts] == [len(row) for row in references]
 
 
 def glue_rings(ways: Iterable[list[int]]) -> list[list[int]] | None:
@@ -239,10 +293,6 @@ class _Nodes:
                 "projected?"
             )
         return location.y / _COORDINATE_UNITS, location.x / _COORDINATE_UNITS
-
-
-def _is_building(tags: Mapping[str, str]) -> bool:
-    return tags.get("building", "no") != "no" and on_ground(tags)
 
 
 def _xml_snapshot(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from scipy.spatial.transform import Rotation
 
 from data_prep import geodesy, maploc, splits, tables
 from data_prep.errors import InputError
@@ -63,7 +65,12 @@ def test_frames_and_maps(tiny, tmp_path):
         assert stored["timestamp"] == frame.timestamp
         np.testing.assert_array_equal(stored["map_pose_ego"], frame.map_pose_ego)
         assert stored["map_pose_ego"].dtype == np.float64
-        np.testing.assert_allclose(stored["ego_T_camera"], [c.ego_T_camera for c in frame.cameras], atol=1e-6)
+        # On level ground a camera is where the calibration says, moved by the drive since its image: the
+        # poses of the images lie 1 cm ahead along map x, and the vehicle heads 0.3 rad and more off it.
+        moved = np.stack([c.ego_T_camera for c in frame.cameras])
+        yaw = frame.map_pose_ego[2]
+        moved[:, :2, 3] += 0.01 * np.array([np.cos(yaw), -np.sin(yaw)])
+        np.testing.assert_allclose(stored["ego_T_camera"], moved, atol=1e-6)
         assert stored["images"].shape == (6, 27, 48, 3)
         factor = 48 / 64
         np.testing.assert_allclose(
@@ -85,6 +92,78 @@ def test_frames_and_maps(tiny, tmp_path):
     assert at(418.1, 497.1) == [0, 0, 0, 0]  # in the hole of the drivable area
     assert at(500.1, 505.1) == [0, 0, 0, 1]
     assert at(500.1, 515.1) == [0, 0, 0, 0]
+
+    assert manifest["osm_classes"] == {k: list(v) for k, v in maploc.OSM_CLASSES.items()}
+    assert stored["classes"].shape == (*stored["raster"].shape[:2], 3)
+
+    def names_at(x: float, y: float) -> list[str | None]:
+        i, j = ((np.array([x, y]) - stored["origin"]) / stored["cell"]).astype(int)
+        planes = zip(stored["classes"][i, j], manifest["osm_classes"].values(), strict=True)
+        return [[None, *names][index] for index, names in planes]
+
+    assert names_at(500.1, 500.1) == [None, "road", None]
+    assert names_at(315.1, 530.1) == ["building", None, None]
+    # The wall at x = 300 runs between two cells and is one cell wide.
+    assert "building_outline" in (names_at(299.9, 530.1)[1], names_at(300.1, 530.1)[1])
+    assert names_at(500.1, 515.1) == [None, None, None]
+
+
+def test_a_tilted_vehicle_tilts_its_cameras(tiny, tmp_path):
+    """A point seen by a camera lies, through the stored calibration, where it is in the level frame."""
+    roll, pitch = 0.03, -0.05
+    for record in tiny.tables["ego_pose"]:
+        yaw = 2 * np.arctan2(record["rotation"][3], record["rotation"][0])
+        turn = Rotation.from_euler("ZYX", [yaw, pitch, roll])
+        record["rotation"] = turn.as_quat(scalar_first=True).tolist()
+        record["translation"][2] = 7.0  # above the map's zero
+    tiny.write()
+    convert(tiny, tmp_path / "out")
+    frame, stored = (
+        nuscenes.read_frames(tiny.root, "v1.0-trainval")[0],
+        read_table(tmp_path / "out", "frames")[0],
+    )
+    x, y, yaw = stored["map_pose_ego"]
+    assert yaw == pytest.approx(0.3)
+    camera_xyz = np.array([1.0, 2.0, 30.0])
+    for camera, level_T_camera in zip(frame.cameras, stored["ego_T_camera"], strict=True):
+        *map_xyz, _ = camera.map_T_ego @ camera.ego_T_camera @ [*camera_xyz, 1.0]
+        level = Rotation.from_euler("z", -yaw).apply(np.array(map_xyz) - [x, y, 7.0])
+        np.testing.assert_allclose(level_T_camera @ [*camera_xyz, 1.0], [*level, 1.0], atol=1e-4)
+    # The tilt is not lost: the first camera's z axis, level in its calibration, is off by degrees.
+    assert abs(stored["ego_T_camera"][0][2, 0]) > 0.01
+
+
+def test_alignment_is_stored_and_applied_on_request(tiny, tmp_path):
+    """OSM is drawn 4 m too far north: the fit says so, and moves it only where it was asked to."""
+    xml = tiny.osm.read_text()
+    tiny.osm.write_text(re.sub(r'lat="([0-9.]+)"', lambda m: f'lat="{float(m[1]) + 4 / 110574:.7f}"', xml))
+    rows = {}
+    for mode in maploc.ALIGN_MODES:
+        manifest = convert(tiny, tmp_path / mode, align=mode)
+        (stored,) = read_table(tmp_path / mode, "maps")
+        fit = manifest["alignment"][LOCATION]
+        assert fit["applied"] is (mode == "apply")
+        assert fit["problem"] is None
+        assert fit["inside_before"] == pytest.approx(stored["alignment_inside"][0], abs=1e-6)
+        assert stored["alignment_samples"] == fit["samples"] > 200
+        moved = stored["alignment"] @ [700.0, 504.0, 1.0]
+        # The area is 20 m wide and straight: the middle is found to a metre.
+        np.testing.assert_allclose(moved[1], 500.0, atol=1.2)
+        j = np.flatnonzero(stored["raster"][round((700 - stored["origin"][0]) / 0.5), :, 0])
+        rows[mode] = stored["origin"][1] + 0.5 * (j.mean() + 0.5)
+    assert rows["report"] == pytest.approx(504, abs=0.3)
+    assert rows["apply"] == pytest.approx(500, abs=1.2)
+
+
+def test_a_map_without_drivable_area_is_converted_and_says_so(tiny, tmp_path):
+    tiny.drivable["drivable_area"] = []
+    tiny.write()
+    manifest = convert(tiny, tmp_path / "out")
+    assert "no drivable area" in manifest["alignment"][LOCATION]["statement"]
+    assert manifest["alignment"][LOCATION]["inside_before"] is None
+    (stored,) = read_table(tmp_path / "out", "maps")
+    assert np.isnan(stored["alignment_inside"]).all()
+    np.testing.assert_array_equal(stored["alignment"], [[1, 0, 0], [0, 1, 0]])
 
 
 def test_workers_do_not_change_the_bytes(make_tiny, tmp_path, monkeypatch):
@@ -243,7 +322,10 @@ BAD_INPUTS: dict[str, tuple[Callable[[TinyRoot], Any], str]] = {
         _unofficial_scene,
         r"expected scene names of the official splits.*found 1 others: my-drive",
     ),
-    "position off the map": (_far_pose, r"sample sample-1-0 .*x in \[0, 1585\.6\].*found 10000000\.0, 0\.0"),
+    "position off the map": (
+        _far_pose,
+        r"frame sample-1-0 .*x in \[0\.0, 1585\.6\].*found 10000000\.0, 0\.0",
+    ),
     "no map expansion": (
         lambda tiny: nuscenes.map_expansion_file(tiny.root, LOCATION).unlink(),
         r"singapore-onenorth\.json: expected the map expansion.*no file",

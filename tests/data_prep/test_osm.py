@@ -198,7 +198,7 @@ ROAD = '<way id="1"><nd ref="1"/><nd ref="2"/><tag k="highway" v="road"/></way><
         ("a.osm", None, "found no file"),
         ("a.osm", b"", "found an empty file"),
         ("a.osm.pbf", b"", "found an empty file"),
-        ("a.json", b"{}", r"expected a name ending in \.osm.*'\.json'"),
+        ("a.txt", b"{}", r"expected a name ending in \.osm.*'\.txt'"),
         ("a.osm", b"hello", "something else, or a truncated one.*line 1"),
         ("a.osm", b"<html><body>429 Too Many Requests</body></html>", "something else.*html"),
         ("a.osm", WHOLE.encode(), "truncated"),

@@ -1,0 +1,231 @@
+"""How well OpenStreetMap lies on a dataset's own map, and the similarity that would put it there.
+
+OpenStreetMap comes in WGS84, a dataset's map in a frame of its own, and the way from one to the other is a
+model (`data_prep.geodesy`) that nobody surveyed. Roads are driven on, so OSM's must lie inside the drivable
+area: the share of road samples that do is what is reported, before and after a fit
+
+    q = c + (dx, dy) + scale·R(rotation)·(p − c),   c: the centre of the samples.
+
+The share alone does not say where the middle of a road is: any shift that keeps a centre line on its
+carriageway scores the same. The fit therefore maximises a soft share, the mean of (1 + tanh(d/EDGE))/2 over
+the samples' signed distances d to the area's edge (inside positive), which rises towards the middle of a road
+and is level both far inside and far outside. A grid of shifts first, then the simplex of Nelder and Mead on
+all four parameters. Float64, and the same result every time.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import scipy.ndimage
+import scipy.optimize
+
+from data_prep import geodesy
+from data_prep.datasets import Place
+from data_prep.raw.osm import OsmData
+from placerec_jax.ops.grid import Grid2D
+
+# OSM's `highway` values that are compared, with their links: what is on a dataset's map wherever it has one.
+# Service ways run over car parks and yards, which maps for driving often leave out.
+STREETS = ("primary", "secondary", "tertiary", "unclassified", "residential")
+CELL = 1.0  # m, of the raster of distances, which is read by interpolation
+SPACING = 2.0  # m between samples along a road
+REACH = 20.0  # m, largest shift that is tried
+STEP = 2.0  # m, of the grid of shifts
+MAX_ROTATION = np.radians(1.0)
+MAX_SCALE = 0.01
+EDGE = 3.0  # m, softness of the area's edge: about half a carriageway
+MIN_SAMPLES = 200  # 400 m of road: fewer say nothing about four parameters
+
+_IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """The outcome for one location.
+
+    `similarity` (4,) is (dx, dy, rotation, scale) about `center` (2,) in map metres and radians. `before` and
+    `after` are the shares of samples inside the drivable area without and with it, NaN where nothing was
+    fitted: `problem` then says why, and the similarity is the identity. `shifts` (S,) are the offsets (m) of
+    the searched grid, `scores` (S, S) the share of samples inside at (dx, dy) = (shifts[i], shifts[j]).
+    """
+
+    similarity: np.ndarray
+    center: np.ndarray
+    samples: int
+    before: float
+    after: float
+    shifts: np.ndarray
+    scores: np.ndarray
+    problem: str | None = None
+
+    def apply(self, xy: np.ndarray) -> np.ndarray:
+        """(..., 2) map metres by the geodesy alone → (..., 2) moved by the fit."""
+        return transform(self.similarity, self.center, xy)
+
+    def affine(self) -> np.ndarray:
+        """(2, 3) float64: the same as `apply`, of (x, y, 1)."""
+        offset, *ends = self.apply(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        return np.stack([ends[0] - offset, ends[1] - offset, offset], axis=-1)
+
+    def best_shift(self) -> np.ndarray:
+        """(2,) the shift (dx, dy) of the grid with the largest share, the nearest to zero of several."""
+        dx, dy = np.meshgrid(self.shifts, self.shifts, indexing="ij")
+        best = np.lexsort((np.hypot(dx, dy).ravel(), -self.scores.ravel()))[0]
+        return np.array([dx.ravel()[best], dy.ravel()[best]])
+
+    def statement(self) -> str:
+        """One line to read."""
+        if self.problem:
+            return f"alignment not fitted: {self.problem}"
+        dx, dy, rotation, scale = self.similarity
+        return (
+            f"OSM roads inside the drivable area: {self.before:.1%} as they come, {self.after:.1%} after "
+            f"({dx:+.1f}, {dy:+.1f}) m, {np.degrees(rotation):+.2f}°, scale {scale:.4f} "
+            f"({self.samples} samples)"
+        )
+
+    def summary(self) -> dict[str, object]:
+        """For a manifest: plain values."""
+        return {
+            "similarity": self.similarity.tolist(),
+            "center": self.center.tolist(),
+            "samples": self.samples,
+            "inside_before": None if self.problem else round(self.before, 6),
+            "inside_after": None if self.problem else round(self.after, 6),
+            "problem": self.problem,
+        }
+
+
+def transform(similarity: np.ndarray, center: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """(4,) (dx, dy, rotation, scale) about (2,) `center`, applied to (..., 2) points; float64."""
+    dx, dy, rotation, scale = similarity
+    cos, sin = scale * np.cos(rotation), scale * np.sin(rotation)
+    x, y = np.moveaxis(np.asarray(xy, np.float64) - center, -1, 0)
+    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1) + center + np.array([dx, dy])
+
+
+def sample_roads(roads: Sequence[np.ndarray], spacing: float = SPACING) -> np.ndarray:
+    """Polylines (N, 2) → (M, 2) points along them, one every `spacing` metres from half of it on."""
+    samples = []
+    for road in roads:
+        lengths = np.hypot(*np.diff(road, axis=0).T)
+        ends = np.concatenate([[0.0], np.cumsum(lengths)])
+        along = np.arange(spacing / 2, ends[-1], spacing)
+        samples.append(np.stack([np.interp(along, ends, road[:, axis]) for axis in (0, 1)], axis=-1))
+    return np.concatenate([np.zeros((0, 2)), *samples])
+
+
+def fit_place(place: Place, extracts: Sequence[OsmData]) -> Alignment:
+    """Fit the streets of OpenStreetMap extracts to the drivable area of a dataset's map."""
+    grid = map_grid(place)
+    return fit_alignment(streets(extracts, place.location), place.drivable.draw(grid), grid)
+
+
+def map_grid(place: Place) -> Grid2D:
+    """The grid over a whole map, in whole cells."""
+    x_min, x_max, y_min, y_max = (round(edge / CELL) * CELL for edge in place.extent)
+    return Grid2D((x_min, x_max, y_min, y_max), CELL)
+
+
+def streets(extracts: Sequence[OsmData], location: str) -> list[np.ndarray]:
+    """Polylines (N, 2) in map metres of the classes STREETS and their links."""
+    kinds = {kind for street in STREETS for kind in (street, f"{street}_link")}
+    return [
+        geodesy.wgs84_to_map(road, location)
+        for extract in extracts
+        for road, kind in zip(extract.roads, extract.road_kinds, strict=True)
+        if kind in kinds
+    ]
+
+
+def fit_alignment(roads: Sequence[np.ndarray], drivable: np.ndarray, grid: Grid2D) -> Alignment:
+    """Fit roads, polylines (N, 2) in map metres, to `drivable` (rows, columns) uint8 of 0 and 1 on `grid`.
+
+    Samples nearer than the search's reach to the grid's edge are left out, so that the same samples count at
+    every shift.
+    """
+    samples = sample_roads(roads)
+    x_min, x_max, y_min, y_max = grid.extent
+    reach = REACH + MAX_SCALE * max(x_max - x_min, y_max - y_min)
+    inner = (samples > [x_min + reach, y_min + reach]) & (samples < [x_max - reach, y_max - reach])
+    samples = samples[inner.all(axis=1)]
+    shifts = np.arange(-REACH, REACH + STEP / 2, STEP)
+    problem = _problem(samples, drivable)
+    if problem:
+        none = np.full((len(shifts), len(shifts)), np.nan)
+        center = samples.mean(axis=0) if len(samples) else np.array([x_min + x_max, y_min + y_max]) / 2
+        return Alignment(_IDENTITY, center, len(samples), np.nan, np.nan, shifts, none, problem)
+
+    field = _SignedDistance(drivable, grid)
+    center = samples.mean(axis=0)
+    radius = float(np.sqrt(((samples - center) ** 2).sum(axis=1).mean()))
+    soft = np.empty((len(shifts), len(shifts)))
+    hard = np.empty_like(soft)
+    for i, dx in enumerate(shifts):
+        for j, dy in enumerate(shifts):
+            distance = field.at(samples + np.array([dx, dy]))
+            soft[i, j], hard[i, j] = _soft_share(distance), np.mean(distance > 0)
+    start = np.unravel_index(np.argmax(soft), soft.shape)
+
+    # In metres: a rotation or a change of scale is what it moves at the samples' mean distance from c.
+    def similarity(parameters: np.ndarray) -> np.ndarray:
+        dx, dy, turn, stretch = parameters
+        return np.array([dx, dy, turn / radius, 1 + stretch / radius])
+
+    def cost(parameters: np.ndarray) -> float:
+        candidate = similarity(parameters)
+        _, _, rotation, scale = candidate
+        if abs(rotation) > MAX_ROTATION or abs(scale - 1) > MAX_SCALE or np.abs(candidate[:2]).max() > REACH:
+            return 0.0  # as if all samples were outside
+        return -_soft_share(field.at(transform(candidate, center, samples)))
+
+    first = np.array([shifts[start[0]], shifts[start[1]], 0.0, 0.0])
+    simplex = np.vstack([first, first + STEP * np.where(np.eye(4) * first > 0, -np.eye(4), np.eye(4))])
+    found = scipy.optimize.minimize(
+        cost,
+        first,
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-7, "maxiter": 1000, "maxfev": 1000},
+    )
+    best = similarity(found.x)
+    before = float(np.mean(field.at(samples) > 0))
+    after = float(np.mean(field.at(transform(best, center, samples)) > 0))
+    return Alignment(best, center, len(samples), before, after, shifts, hard)
+
+
+def _problem(samples: np.ndarray, drivable: np.ndarray) -> str | None:
+    """What is lacking for a fit, if anything is."""
+    if not drivable.any():
+        return "there is no drivable area on this map"
+    if drivable.all():
+        return "all of this map is drivable: there is no edge to align with"
+    if len(samples) < MIN_SAMPLES:
+        return (
+            f"{len(samples) * SPACING:.0f} m of OSM roads ({', '.join(STREETS)}) on this map, and "
+            f"{MIN_SAMPLES * SPACING:.0f} m are needed"
+        )
+    return None
+
+
+def _soft_share(distance: np.ndarray) -> float:
+    return float(np.mean(0.5 + 0.5 * np.tanh(distance / EDGE)))
+
+
+class _SignedDistance:
+    """Distance (m) to the edge of an area, positive inside, read between the cells' centres."""
+
+    def __init__(self, area: np.ndarray, grid: Grid2D) -> None:
+        area = np.ascontiguousarray(area, np.uint8)
+        inside, outside = (
+            cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for mask in (area, 1 - area)
+        )
+        # The edge lies between two centres, half a cell from either.
+        self._field = (inside - outside - np.where(area > 0, 0.5, -0.5).astype(np.float32)) * grid.cell
+        self._lower, self._cell = np.array(grid.lower), grid.cell
+
+    def at(self, xy: np.ndarray) -> np.ndarray:
+        """(N, 2) map metres → (N,) float64."""
+        index = ((xy - self._lower) / self._cell - 0.5).T
+        return scipy.ndimage.map_coordinates(self._field, index, np.float64, order=1, mode="nearest")
