@@ -16,6 +16,16 @@ hours.
 
 from dataclasses import dataclass
 
+from data_prep import geodesy
+
+# The ground (x, y), in metres from the origin of a location's map frame, that its town may use. MIA and PIT
+# are Argoverse's cities, whose frames have no edges.
+CANVASES: dict[str, tuple[float, float]] = {
+    **geodesy.SIZES,
+    "MIA": (2400.0, 3200.0),
+    "PIT": (3200.0, 2400.0),
+}
+
 
 @dataclass(frozen=True)
 class DistrictSize:
@@ -29,7 +39,7 @@ class DistrictSize:
 class CitySize:
     """Everything that `--size` chooses."""
 
-    locations: tuple[str, ...]
+    locations: tuple[str, ...]  # of nuScenes
     districts: dict[str, DistrictSize]  # "train", "val", "test"
     block_area: float  # m²
     image_size: tuple[int, int]  # width, height

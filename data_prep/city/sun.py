@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_prep.geodesy import ORIGINS
+from data_prep.geodesy import map_to_wgs84
 
 # Times of the day of a district's drives, in turn: 70 % by day, 20 % at dusk, 10 % at night.
 PHASES = ("day", "dusk", "day", "day", "night", "day", "day", "dusk", "day", "day")
@@ -16,7 +16,7 @@ def sun_direction(location: str, seconds: float | np.ndarray) -> np.ndarray:
 
     Declination and equation of time by their usual approximations in the day of the year (half a degree).
     """
-    latitude, longitude = np.radians(ORIGINS[location])
+    latitude, longitude = np.radians(_place(location))
     days = np.asarray(seconds, np.float64) / 86400.0
     year = 2 * np.pi * ((days + 10.0) % 365.2425) / 365.2425  # since the winter solstice
     declination = -np.radians(23.44) * np.cos(year)
@@ -39,7 +39,7 @@ def start_second(location: str, date: np.datetime64, order: int, rng: np.random.
     """
     phase = PHASES[order % len(PHASES)]
     midnight = date.astype("datetime64[D]").astype("datetime64[s]").astype(np.int64)
-    midnight = midnight - ORIGINS[location][1] / 360.0 * 86400.0  # of the local solar time
+    midnight = midnight - _place(location)[1] / 360.0 * 86400.0  # of the local solar time
     minutes = midnight + 60.0 * np.arange(_HOURS[phase][0] * 60, _HOURS[phase][1] * 60)
     elevation = np.degrees(np.arcsin(sun_direction(location, minutes)[:, 2]))
     low, high = ELEVATIONS[phase]
@@ -57,7 +57,12 @@ def phase_of(location: str, seconds: float) -> str:
 
 def season_of(location: str, date: str) -> str:
     """winter, spring, summer or autumn; near the equator it is always summer."""
-    if abs(ORIGINS[location][0]) < 23.0:
+    if abs(_place(location)[0]) < 23.0:
         return "summer"
     month = int(date[5:7])
     return ("winter", "spring", "summer", "autumn")[month % 12 // 3]
+
+
+def _place(location: str) -> np.ndarray:
+    """(2,) latitude and longitude in degrees of a town."""
+    return map_to_wgs84(np.zeros(2), location)
