@@ -1,5 +1,6 @@
 """What the vehicle records: times and poses of all sensors, images, point clouds, boxes of parked cars."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,10 @@ from data_prep.city.furniture import Car, add_cars, park_cars
 from data_prep.city.mesh import Mesh, MeshBuilder, merge, near
 from data_prep.city.sensors import (
     LIDAR_RANGE,
+    NUSCENES_RIG,
     RayCaster,
     Rig,
+    RigPlan,
     camera_rays,
     ego_to_map,
     lidar_directions,
@@ -49,13 +52,39 @@ class Instruments:
     cars: list[Car]
 
 
-def instruments(world: World, log: Log, size_name: str, seed: int) -> Instruments:
+@dataclass(frozen=True)
+class Layout:
+    """How one format records. It goes to other processes: its functions must be those of a module."""
+
+    rig: RigPlan
+    image_file: Callable[[Log, str, int], str]  # log, camera, µs → path below the root
+    write_sweep: Callable[[Path, Log, Rig, int, np.ndarray], None]  # root, log, rig, µs, (M, 5) LiDAR frame
+
+
+def file_name(log: Log, channel: str, timestamp: int) -> str:
+    """Where a sensor's file of one keyframe lies below the nuScenes root."""
+    ending = "pcd.bin" if channel == "LIDAR_TOP" else "jpg"
+    return f"samples/{channel}/{log_file(log)}__{channel}__{timestamp}.{ending}"
+
+
+def _write_sweep(root: Path, log: Log, rig: Rig, timestamp: int, points: np.ndarray) -> None:
+    points.tofile(root / file_name(log, "LIDAR_TOP", timestamp))
+
+
+NUSCENES = Layout(NUSCENES_RIG, file_name, _write_sweep)
+
+
+def instruments(world: World, log: Log, size_name: str, seed: int, layout: Layout = NUSCENES) -> Instruments:
     """The calibration, the light and the parked cars of one date."""
     keyframes = sum(scene.keyframes for scene in log.scenes)
     path = log.trajectory.pose(np.arange(-0.5, keyframes * KEYFRAME_SECONDS, 0.1))[:, :2]
     return Instruments(
-        make_rig(SIZES[size_name].image_size, location_rng(seed, log.location, 2, log.number)),
-        draw_light(location_rng(seed, log.location, 3, log.number)),
+        make_rig(
+            layout.rig.image_size(SIZES[size_name].image_size[0]),
+            location_rng(seed, log.location, 2, log.number),
+            layout.rig,
+        ),
+        draw_light(location_rng(seed, log.location, 3, log.number), len(layout.rig.cameras)),
         park_cars(world.graph, world.crossings, path, location_rng(seed, log.location, 4, log.number)),
     )
 
@@ -76,15 +105,16 @@ def timestamps(log: Log, scene: Scene, rig: Rig, seed: int) -> np.ndarray:
     return np.concatenate([lidar[:, None], cameras], axis=1)
 
 
+def map_poses(log: Log, times: np.ndarray, plan: RigPlan) -> np.ndarray:
+    """(N,) int64 µs → (N, 4, 4) map_T_ego, the ego frame as high above the ground as `plan` has it."""
+    lift = np.eye(4)
+    lift[2, 3] = plan.ego_height
+    return np.stack([ego_to_map(pose) @ lift for pose in ego_poses(log, times)])
+
+
 def ego_poses(log: Log, times: np.ndarray) -> np.ndarray:
     """(...) int64 µs → (..., 3) x, y, yaw of the vehicle in the map frame."""
     return log.trajectory.pose((times - log.start) / 1e6)
-
-
-def file_name(log: Log, channel: str, timestamp: int) -> str:
-    """Where a sensor's file of one keyframe lies below the nuScenes root."""
-    ending = "pcd.bin" if channel == "LIDAR_TOP" else "jpg"
-    return f"samples/{channel}/{log_file(log)}__{channel}__{timestamp}.{ending}"
 
 
 def log_file(log: Log) -> str:
@@ -108,7 +138,7 @@ def _world(location: str, size_name: str, seed: int) -> World:
 
 
 def record_scene(
-    root: Path, log: Log, scene: Scene, size_name: str, seed: int
+    root: Path, log: Log, scene: Scene, size_name: str, seed: int, layout: Layout = NUSCENES
 ) -> tuple[list[Car], list[list[Box]]]:
     """Render one scene and write its images and point clouds below `root`.
 
@@ -116,28 +146,28 @@ def record_scene(
     """
     size = SIZES[size_name]
     world = _world(log.location, size_name, seed)
-    own = instruments(world, log, size_name, seed)
+    own = instruments(world, log, size_name, seed, layout)
     rng = location_rng(seed, log.location, 6, log.number, scene.first)
     times = timestamps(log, scene, own.rig, seed)
     caster = RayCaster(scene_mesh(world, log, scene, own.cars))
     shader = Shader(caster, own.light, 1.0 / own.rig.cameras[1].intrinsics[0, 0])
     rays = [camera.rays() for camera in own.rig.cameras]
     directions, rings = lidar_directions(size.lidar_azimuths)
-    width, height = size.image_size
+    width, height = own.rig.cameras[0].size
     boxes = []
     for keyframe in times:
-        poses = [ego_to_map(pose) for pose in ego_poses(log, keyframe)]
+        poses = map_poses(log, keyframe, layout.rig)
         origins, view = camera_rays(own.rig, poses[1:], rays, world.centre)
         pieces = [slice(first, first + RAYS_AT_ONCE) for first in range(0, len(view), RAYS_AT_ONCE)]
         colour = [shader.shade(origins[p], view[p], caster.cast(origins[p], view[p])) for p in pieces]
         colour = np.concatenate(colour).reshape(-1, height, width, 3)
         for index, (camera, timestamp) in enumerate(zip(own.rig.cameras, keyframe[1:], strict=True)):
             image = develop(colour[index], float(own.light.exposure[index]), own.light.noise, rng)
-            path = root / file_name(log, camera.channel, timestamp)
+            path = root / layout.image_file(log, camera.channel, timestamp)
             if not cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
                 raise OSError(f"{path}: the image could not be written; is the disk full?")
         points, _, instance = scan(caster, poses[0] @ own.rig.ego_T_lidar, directions, rings, rng)
-        points.tofile(root / file_name(log, "LIDAR_TOP", keyframe[0]))
+        layout.write_sweep(root, log, own.rig, keyframe[0], points)
         boxes.append(_boxes(caster, own.cars, poses[0] @ own.rig.ego_T_lidar, instance))
     return own.cars, boxes
 

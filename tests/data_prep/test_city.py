@@ -475,7 +475,7 @@ def test_shadows_fall_away_from_the_sun():
     builder = MeshBuilder(np.zeros(2))
     builder.add(flat(shapely.box(-50, -50, 50, 50), 0.0), Material.ASPHALT, (0.2, 0.2, 0.2))
     builder.add(wall_quad(np.array([0.0, -20]), np.array([0.0, 20]), 0, 10), Material.ROOF, (0.5, 0.5, 0.5))
-    light = draw_light(np.random.default_rng(1))
+    light = draw_light(np.random.default_rng(1), 6)
     sunny = {"sun_colour": np.full(3, 2, np.float32), "ambient": np.full(3, 0.5, np.float32)}
     brightness = []
     for side in (1.0, -1.0):
