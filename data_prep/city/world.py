@@ -17,10 +17,9 @@ from data_prep.city.furniture import Furniture, add_furniture, plan_furniture
 from data_prep.city.ground import add_open_ground, draped, draped_walls
 from data_prep.city.markings import Marking, plan_markings
 from data_prep.city.mesh import Material, Mesh, MeshBuilder, polygons
-from data_prep.city.sizes import CitySize
+from data_prep.city.sizes import CANVASES, CitySize
 from data_prep.city.streets import Street, StreetGraph, subdivide_district
 from data_prep.city.terrain import Terrain, flat_terrain
-from data_prep.geodesy import SIZES as MAP_SIZES
 
 # m between districts: two map patches (133 m from the ego to a corner) with the ring roads' bends
 BELT = 302.0
@@ -119,7 +118,7 @@ def _street_plan(
 
     Returns the streets, the river in the belt, a tunnel, and the river's axis: see Terrain.
     """
-    canvas = np.asarray(MAP_SIZES[location])
+    canvas = np.asarray(CANVASES[location])
     axis = int(np.argmax(canvas))  # the town's long side lies along the map's
     extent = {name: np.asarray(d.extent) for name, d in size.districts.items()}
     second = max(extent["test"][0], extent["val"][0])
