@@ -8,7 +8,7 @@ from configs import common
 def get_config(root: str = "") -> ml_collections.ConfigDict:
     config = common.base("toy", "tests")
     config.data.root = root
-    config.model = ml_collections.ConfigDict({"width": 64, "dropout": 0.1})
+    config.model = ml_collections.ConfigDict({"width": 64, "dropout": 0.1, "conv_weights": ""})
     config.loss = ml_collections.ConfigDict({"square": 1.0, "absolute": 0.5})
     config.train.batch_size = 8
     config.train.steps = 40

@@ -89,8 +89,15 @@ def test_variables_for_evaluation(tmp_path, setup, state):
     saved = checkpointer(tmp_path, setup)
     for step, error in ((1, 1.0), (2, 2.0)):
         saved.save(at(state, step), {"error": error})
-    # Other data, other settings of training and evaluation: all fine for evaluation.
-    other = Setup({"train.batch_size": 2, "eval.batch_size": 2, "data.eval_split": "test"})
+    # Other data, other settings of training and evaluation, other weights to begin with: all fine here.
+    other = Setup(
+        {
+            "train.batch_size": 2,
+            "eval.batch_size": 2,
+            "data.eval_split": "test",
+            "model.conv_weights": "w.pth",
+        }
+    )
     reader = Checkpointer(tmp_path, other.config, "other data")
     target = abstract_variables(setup.method, setup.cfg, setup.model, mesh_of(4, 2))
     for which, step in (("best", 1), ("last", 2), (2, 2)):

@@ -1,5 +1,6 @@
 """`python -m placerec_jax.train` as users run it: killed, stopped, refused, on bad data, on more devices."""
 
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorstore
 
 from tests.toy.prepared import write_prepared
@@ -194,6 +196,40 @@ def test_init_from_starts_a_new_run_from_old_weights(toy, finished, tmp_path):
     assert "arrays match" in said
     first = metrics(tmp_path / "new")[0]["loss"]
     assert first < 0.5 * metrics(finished.workdir)[0]["loss"]
+
+
+def test_published_weights_begin_a_run_once_and_are_written_down(
+    toy, toy_root, tmp_path, command_environment
+):
+    """On (data=4, fsdp=2), with nothing to learn, what is in the checkpoint is what was in the file."""
+    weights = tmp_path / "conv.safetensors"
+    kernel = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)  # torch: out, in, h, w
+    safetensors.numpy.save_file({"stem.weight": kernel, "classifier.bias": np.zeros(3)}, weights)
+    environment = {**command_environment, "JAX_NUM_CPU_DEVICES": "8"}
+    eight = Trainer(environment, [str(TOY / "run.py")], f"{TOY / 'config.py'}:{toy_root}")
+    still = ("--config.optimizer.learning_rate=0", "--config.train.steps=5", "--config.mesh.fsdp=2")
+    setting = f"--config.model.conv_weights={weights}"
+    workdir = tmp_path / "run"
+
+    said = eight.run(workdir, *still, setting)
+    assert f"conv: 1 arrays from {weights} (torchtoy)" in said
+    assert "not needed, the classifier: classifier.bias" in said
+    found = arrays(workdir / "checkpoints" / "5")["variables/params.conv.kernel"]
+    np.testing.assert_array_equal(found, kernel.transpose(2, 3, 1, 0))
+    record = json.loads((workdir / "pretrained.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    expected = {"file": weights.name, "sha256": digest, "library": "torchtoy", "arrays": 1}
+    assert record == {"conv": expected}
+
+    weights.unlink()  # who goes on has the checkpoint
+    said = eight.run(workdir, *still, setting)
+    assert "going on from step 5" in said
+    assert weights.name not in said.split("going on from step 5")[1]
+    assert f"{weights}: cannot be read: No such file" in eight.run(
+        tmp_path / "new", *still, setting, expect=1
+    )
+    said = toy.run(tmp_path / "new", "--config.train.steps=1")
+    assert "conv: trained from scratch (config.model.conv_weights is empty)" in said
 
 
 def test_restore_step_goes_back(toy, finished, tmp_path):

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from placerec_jax.data.records import decode_image
-from placerec_jax.methods import Encoder, run_encoders
+from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules.sharding import constrain_batch
+from placerec_jax.modules.torch_names import TorchLayout
 
 
 def features(cfg, training=False):
@@ -46,6 +47,11 @@ class Toy(nn.Module):
 
 def model(cfg):
     return Toy(cfg.model.width, cfg.model.dropout)
+
+
+def pretrained(cfg):
+    layout = TorchLayout("torchtoy", {"params/kernel": "stem.weight"}, (("the classifier", r"^classifier"),))
+    return {"conv": Pretrained("config.model.conv_weights", cfg.model.conv_weights, (layout,))}
 
 
 def encoders(cfg):
