@@ -63,6 +63,8 @@ class StreetGraph:
     streets: list[Street]
     incident: list[list[int]] = field(init=False)  # numbers of the streets at each node
     _curves: list[Curve] = field(init=False, repr=False)
+    _away: dict[tuple[int, int], np.ndarray] = field(init=False, repr=False)
+    _setbacks: dict[tuple[int, int], float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.incident = [[] for _ in self.nodes]
@@ -72,6 +74,9 @@ class StreetGraph:
         self._curves = [
             Curve(np.concatenate([self.nodes[[s.a]], s.bends, self.nodes[[s.b]]])) for s in self.streets
         ]
+        ends = [(number, node) for number, s in enumerate(self.streets) for node in (s.a, s.b)]
+        self._away = {end: self._direction(*end) for end in ends}
+        self._setbacks = {end: self._setback(*end) for end in ends}
 
     def curve(self, number: int) -> Curve:
         """The centre line of street `number`, from its node a to its node b."""
@@ -85,6 +90,9 @@ class StreetGraph:
 
     def direction(self, number: int, node: int) -> np.ndarray:
         """(2,) unit vector in which street `number` leads away from `node`, seen over its first metres."""
+        return self._away[number, node]
+
+    def _direction(self, number: int, node: int) -> np.ndarray:
         curve = self._curves[number]
         reach = min(NEAR_NODE, curve.length / 2)
         station = reach if self.streets[number].a == node else curve.length - reach
@@ -107,6 +115,9 @@ class StreetGraph:
 
     def setback(self, number: int, node: int) -> float:
         """How far from `node` along street `number` the junction ends: beyond the other streets' kerbs."""
+        return self._setbacks[number, node]
+
+    def _setback(self, number: int, node: int) -> float:
         own = self.direction(number, node)
         half = self.streets[number].width / 2
         clear = 0.0
