@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep import geodesy, rasterize, splits
 from data_prep.errors import InputError
-from data_prep.raw import nuscenes
+from data_prep.raw import argoverse, nuscenes
 from data_prep.raw.frames import Frame
 from placerec_jax.ops.grid import Grid2D
 
@@ -41,7 +41,7 @@ class Dataset:
 
     `official` (N,) str is the published split of each frame. `map_extents` bounds each location's positions.
     `check_files(frames)` raises InputError for files that are not there or not whole, and `place(location)`
-    for what is wrong with its map.
+    for what is wrong with its map. `counts` goes into the manifest as it is.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Dataset:
     map_extents: Mapping[str, tuple[float, float, float, float]]
     check_files: Callable[[Sequence[Frame]], object]
     place: Callable[[str], Place]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,41 @@ def open_nuscenes(root: Path, version: str | None) -> Dataset:
     )
 
 
-OPENERS: dict[str, Callable[[Path, str | None], Dataset]] = {"nuscenes": open_nuscenes}
+def open_argoverse(root: Path, version: str | None) -> Dataset:
+    """Argoverse 1 Tracking with its HD maps, real or written by the built-in city; two keyframes a second."""
+    if version not in (None, argoverse.VERSION):
+        raise InputError(
+            f"{root}: expected version {argoverse.VERSION} of Argoverse, the only one there is; asked for "
+            f"{version}. Leave out --version."
+        )
+    recordings = argoverse.read_frames(root)
+    areas = {
+        city: argoverse.read_drivable_area(root, city)
+        for city in sorted({frame.location for frame in recordings.frames})
+    }
+
+    def place(city: str) -> Place:
+        hashes = [hash_file(path) for path in argoverse.drivable_files(root, city)]
+        return Place(city, areas[city].extent(), areas[city], " ".join(hashes))
+
+    return Dataset(
+        name="argoverse",
+        version=argoverse.VERSION,
+        built_in_city=(root / argoverse.CITY_MARKER).exists(),
+        cameras=argoverse.RING_CAMERAS,
+        frames=recordings.frames,
+        official=np.array([recordings.split_of_log[frame.scene] for frame in recordings.frames]),
+        map_extents={city: area.extent() for city, area in areas.items()},
+        check_files=argoverse.check_files,
+        place=place,
+        counts={"sweeps": recordings.sweeps, "sweeps_without_images": recordings.sweeps_without_images},
+    )
+
+
+OPENERS: dict[str, Callable[[Path, str | None], Dataset]] = {
+    "argoverse": open_argoverse,
+    "nuscenes": open_nuscenes,
+}
 
 
 def check_positions(dataset: Dataset, margin: float) -> None:

@@ -26,9 +26,8 @@ def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.n
     content, before, after = reduced_image(camera.path, image_width)
     if before != (camera.width, camera.height):
         raise InputError(
-            f"{camera.path}: expected {camera.width} x {camera.height} pixels as sample_data.json says, "
-            f"found {before[0]} x {before[1]}. The calibration would not fit: unpack the image and the "
-            "tables from one release."
+            f"{camera.path}: expected {camera.width} x {camera.height} pixels, which its calibration is for; "
+            f"found {before[0]} x {before[1]}. Unpack the image and the calibration from one release."
         )
     factors = np.array([[after[0] / before[0]], [after[1] / before[1]], [1.0]])
     return content, factors * camera.intrinsics

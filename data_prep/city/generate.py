@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict
@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.city import write_argoverse
 from data_prep.city.drives import Log, Scene, plan_logs
 from data_prep.city.furniture import Car
-from data_prep.city.recording import Box, instruments, record_scene
+from data_prep.city.recording import NUSCENES, Box, Layout, instruments, record_scene
 from data_prep.city.sizes import SIZES
 from data_prep.city.world import World, build_world
 from data_prep.city.write_nuscenes import TableWriter, make_folders, write_map
@@ -29,7 +30,8 @@ from data_prep.city.write_osm import write_osm
 from data_prep.errors import InputError
 
 CITY_VERSION = 1  # raise it with every change that alters a byte of what is written
-FORMATS = ("nuscenes", "osm")
+FORMATS = ("nuscenes", "osm", "argoverse")
+DEFAULT_FORMATS = ("nuscenes", "osm")
 MARKER = "BUILT-IN-CITY.json"
 UNFINISHED = ".city-unfinished"
 
@@ -39,10 +41,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep city", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write nuscenes/ and osm/ into")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the formats into")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="see data_prep/city/sizes.py")
     parser.add_argument(
-        "--formats", default=",".join(FORMATS), help="comma-separated, of: " + ", ".join(FORMATS)
+        "--formats",
+        default=",".join(DEFAULT_FORMATS),
+        help=f"comma-separated, of: {', '.join(FORMATS)}; default: {','.join(DEFAULT_FORMATS)}. argoverse "
+        "has towns of its own, with their OpenStreetMap files",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed is another city")
     parser.add_argument("--workers", type=int, default=None, help="processes; default: one per usable core")
@@ -96,7 +101,7 @@ def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, wor
     )
 
 
-_REAL_NAME = {"nuscenes": "nuScenes", "osm": "OpenStreetMap"}
+_REAL_NAME = {"nuscenes": "nuScenes", "osm": "OpenStreetMap", "argoverse": "Argoverse"}
 
 
 def _finished(folder: Path, settings: dict) -> bool:
@@ -123,36 +128,50 @@ def _finished(folder: Path, settings: dict) -> bool:
     return True
 
 
-def plan(size_name: str, seed: int) -> Iterator[tuple[World, list[Log]]]:
-    """Every town of a size with its drives, in order."""
+def plan(size_name: str, seed: int, locations: Sequence[str] = ()) -> Iterator[tuple[World, list[Log]]]:
+    """Every town with its drives, in order; by default the towns of the size."""
     taken = {"train": 0, "val": 0, "test": 0}
-    for location in SIZES[size_name].locations:
+    for location in locations or SIZES[size_name].locations:
         world = build_world(location, SIZES[size_name], seed)
         yield world, plan_logs(world, SIZES[size_name], seed, taken)
 
 
 def _write(root: Path, formats: list[str], size_name: str, seed: int, workers: int) -> None:
+    if "argoverse" in formats:
+        _write_argoverse(root / "argoverse", size_name, seed, workers)
+    if formats == ["argoverse"]:
+        return
     towns = list(plan(size_name, seed))
     if "osm" in formats:
-        (root / "osm").mkdir()
-        for world, _ in towns:
-            write_osm(root / "osm" / f"{world.location}.osm", world)
+        _write_osm_files(root / "osm", towns)
     if "nuscenes" in formats:
         _write_nuscenes(root / "nuscenes", towns, size_name, seed, workers)
+
+
+def _write_osm_files(folder: Path, towns: list[tuple[World, list[Log]]]) -> None:
+    folder.mkdir()
+    for world, _ in towns:
+        write_osm(folder / f"{world.location}.osm", world)
+
+
+def _write_argoverse(root: Path, size_name: str, seed: int, workers: int) -> None:
+    locations = write_argoverse.LOCATIONS[: len(SIZES[size_name].locations)]
+    towns = list(plan(size_name, seed, locations))
+    write_argoverse.make_folders(root, [log for _, logs in towns for log in logs])
+    _write_osm_files(root / "osm", towns)
+    _record(root, towns, size_name, seed, workers, write_argoverse.LAYOUT)
+    for world, logs in towns:
+        write_argoverse.write_map(root, world)
+        for log in logs:
+            own = instruments(world, log, size_name, seed, write_argoverse.LAYOUT)
+            write_argoverse.write_log(root, world, log, own, seed)
 
 
 def _write_nuscenes(
     root: Path, towns: list[tuple[World, list[Log]]], size_name: str, seed: int, workers: int
 ) -> None:
     make_folders(root)
-    tasks = [(log, scene) for _, logs in towns for log in logs for scene in log.scenes]
-    recorded: dict[str, tuple[list[Car], list[list[Box]]]] = {}
-    total = sum(scene.keyframes for _, scene in tasks)
-    results = _recorded(root, tasks, size_name, seed, workers)
-    with tqdm(total=total, unit="keyframe", desc=f"city {size_name}") as bar, closing(results):
-        for scene, result in results:
-            recorded[scene.name] = result
-            bar.update(scene.keyframes)
+    recorded = _record(root, towns, size_name, seed, workers, NUSCENES)
     tables = TableWriter()
     for world, logs in towns:
         write_map(root, world)
@@ -165,13 +184,38 @@ def _write_nuscenes(
     tables.write(root)
 
 
+def _record(
+    root: Path,
+    towns: list[tuple[World, list[Log]]],
+    size_name: str,
+    seed: int,
+    workers: int,
+    layout: Layout,
+) -> dict[str, tuple[list[Car], list[list[Box]]]]:
+    """Record all scenes, with a bar; what `record_scene` gives, by scene."""
+    tasks = [(log, scene) for _, logs in towns for log in logs for scene in log.scenes]
+    recorded = {}
+    total = sum(scene.keyframes for _, scene in tasks)
+    results = _recorded(root, tasks, size_name, seed, workers, layout)
+    with tqdm(total=total, unit="keyframe", desc=f"city {size_name}") as bar, closing(results):
+        for scene, result in results:
+            recorded[scene.name] = result
+            bar.update(scene.keyframes)
+    return recorded
+
+
 def _recorded(
-    root: Path, tasks: list[tuple[Log, Scene]], size_name: str, seed: int, workers: int
+    root: Path,
+    tasks: list[tuple[Log, Scene]],
+    size_name: str,
+    seed: int,
+    workers: int,
+    layout: Layout,
 ) -> Generator[tuple[Scene, tuple[list[Car], list[list[Box]]]], None, None]:
     """Record all scenes, in this process or in several; each scene's files are the same either way."""
     if workers == 1:
         for log, scene in tasks:
-            yield scene, record_scene(root, log, scene, size_name, seed)
+            yield scene, record_scene(root, log, scene, size_name, seed, layout)
         return
     # Spawned, not forked: Embree and OpenCV may have started threads here, which a fork would lose.
     context = multiprocessing.get_context("spawn")
@@ -180,7 +224,8 @@ def _recorded(
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, len(tasks)), context, signal.signal, ignore) as pool:
         futures = {
-            pool.submit(record_scene, root, log, scene, size_name, seed): scene for log, scene in tasks
+            pool.submit(record_scene, root, log, scene, size_name, seed, layout): scene
+            for log, scene in tasks
         }
         try:
             for future in as_completed(futures):

@@ -32,6 +32,7 @@ from data_prep.raw.frames import Camera, Frame, Lidar
 from placerec_jax.ops import rigid
 from placerec_jax.ops.grid import Grid2D
 
+VERSION = "v1.1"
 TRACKING = "argoverse-tracking"
 SPLIT_OF_FOLDER = {
     **{f"train{i}": "train" for i in (1, 2, 3, 4)},
@@ -61,6 +62,7 @@ SWEEP_SECONDS = 0.1
 TOLERANCE = 1 / 60  # s
 
 _QUATERNION_TOLERANCE = 1e-3
+_LATEST = np.iinfo(np.int64).max  # ns
 _LONGEST_HEADER = 4096  # bytes of a PLY file
 # Both families of names are in use.
 _PLY_TYPES = {
@@ -291,10 +293,10 @@ def _times(folder: Path, prefix: str, suffix: str) -> np.ndarray:
     """(N,) int64 ns, sorted, of the files PREFIX_NS.SUFFIX in `folder`; none where it is missing."""
     if not folder.is_dir():
         return np.zeros(0, np.int64)
-    # At most 18 digits: larger numbers are no times, and would not fit.
-    pattern = re.compile(rf"{re.escape(prefix)}_(\d{{1,18}}){re.escape(suffix)}")
-    found = (pattern.fullmatch(path.name) for path in folder.iterdir())
-    return np.array(sorted(int(match[1]) for match in found if match), np.int64)
+    pattern = re.compile(rf"{re.escape(prefix)}_(\d{{1,19}}){re.escape(suffix)}", re.ASCII)
+    matches = (pattern.fullmatch(path.name) for path in folder.iterdir())
+    times = (int(match[1]) for match in matches if match)
+    return np.array(sorted(time for time in times if time <= _LATEST), np.int64)
 
 
 def _synchronize(
