@@ -1,20 +1,25 @@
-"""How well OpenStreetMap lies on a dataset's own map, and the similarity that would put it there.
+"""How well OpenStreetMap lies on a dataset's own map, and what would put it there.
 
 OpenStreetMap comes in WGS84, a dataset's map in a frame of its own, and the way from one to the other is a
 model (`data_prep.geodesy`) that nobody surveyed. Roads are driven on, so OSM's must lie inside the drivable
 area: the share of road samples that do is what is reported, before and after a fit
 
-    q = c + (dx, dy) + scale·R(rotation)·(p − c),   c: the centre of the samples.
+    q = c + (dx, dy) + R(rotation)·diag(scale_x, scale_y)·(p − c),   c: the centre of the samples.
+
+With one scale for both axes this is a similarity. Two are fitted beside it, because a sphere and an ellipsoid
+differ by axis: near the equator a degree of latitude is 0.67 % shorter on the ellipsoid, one of longitude is
+not, which no similarity can say.
 
 The share alone does not say where the middle of a road is: any shift that keeps a centre line on its
 carriageway scores the same. The fit therefore maximises a soft share, the mean of (1 + tanh(d/EDGE))/2 over
 the samples' signed distances d to the area's edge (inside positive), which rises towards the middle of a road
-and is level both far inside and far outside. A grid of shifts first, then the simplex of Nelder and Mead on
-all four parameters. Float64, and the same result every time.
+and is level both far inside and far outside. A weak pull to the identity decides where the roads say nothing,
+as along a single straight one. A grid of shifts first, then the simplex of Nelder and Mead. Float64, and the
+same result every time.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -36,33 +41,42 @@ STEP = 2.0  # m, of the grid of shifts
 MAX_ROTATION = np.radians(1.0)
 MAX_SCALE = 0.01
 EDGE = 3.0  # m, softness of the area's edge: about half a carriageway
-MIN_SAMPLES = 200  # 400 m of road: fewer say nothing about four parameters
+PULL = 1e-3  # share that a move of REACH costs in each parameter
+MIN_SAMPLES = 200  # 400 m of road: fewer say nothing about five parameters
 
-_IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])
+_IDENTITY = np.array([0.0, 0.0, 0.0, 1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
     """The outcome for one location.
 
-    `similarity` (4,) is (dx, dy, rotation, scale) about `center` (2,) in map metres and radians. `before` and
-    `after` are the shares of samples inside the drivable area without and with it, NaN where nothing was
-    fitted: `problem` then says why, and the similarity is the identity. `shifts` (S,) are the offsets (m) of
-    the searched grid, `scores` (S, S) the share of samples inside at (dx, dy) = (shifts[i], shifts[j]).
+    `moves` and `similarity` (5,) are (dx, dy, rotation, scale_x, scale_y) about `center` (2,) in map metres
+    and radians: the best there is, and the best with one scale. `before`, `after` and `after_similarity` are
+    the shares of samples inside the drivable area without and with them. Where nothing was fitted the shares
+    are NaN, both moves are the identity, and `problem` says why. `shifts` (S,) are the offsets (m) of the
+    searched grid, `scores` (S, S) the share of samples inside at (dx, dy) = (shifts[i], shifts[j]).
     """
 
+    moves: np.ndarray
     similarity: np.ndarray
     center: np.ndarray
     samples: int
     before: float
     after: float
+    after_similarity: float
     shifts: np.ndarray
     scores: np.ndarray
     problem: str | None = None
 
+    @property
+    def gain(self) -> float:
+        """By how much the fit raises the share; 0 where nothing was fitted."""
+        return 0.0 if self.problem else self.after - self.before
+
     def apply(self, xy: np.ndarray) -> np.ndarray:
         """(..., 2) map metres by the geodesy alone → (..., 2) moved by the fit."""
-        return transform(self.similarity, self.center, xy)
+        return transform(self.moves, self.center, xy)
 
     def affine(self) -> np.ndarray:
         """(2, 3) float64: the same as `apply`, of (x, y, 1)."""
@@ -79,30 +93,35 @@ class Alignment:
         """One line to read."""
         if self.problem:
             return f"alignment not fitted: {self.problem}"
-        dx, dy, rotation, scale = self.similarity
+        dx, dy, rotation, scale_x, scale_y = self.moves
         return (
             f"OSM roads inside the drivable area: {self.before:.1%} as they come, {self.after:.1%} after "
-            f"({dx:+.1f}, {dy:+.1f}) m, {np.degrees(rotation):+.2f}°, scale {scale:.4f} "
-            f"({self.samples} samples)"
+            f"({dx:+.1f}, {dy:+.1f}) m, {np.degrees(rotation):+.2f}°, scale {scale_x:.4f} x {scale_y:.4f} "
+            f"({self.after_similarity:.1%} with one scale, {self.similarity[3]:.4f}; {self.samples} samples)"
         )
 
     def summary(self) -> dict[str, object]:
         """For a manifest: plain values."""
+        shares = {
+            "inside_before": self.before,
+            "inside_after": self.after,
+            "inside_after_similarity": self.after_similarity,
+        }
         return {
+            "moves": self.moves.tolist(),
             "similarity": self.similarity.tolist(),
             "center": self.center.tolist(),
             "samples": self.samples,
-            "inside_before": None if self.problem else round(self.before, 6),
-            "inside_after": None if self.problem else round(self.after, 6),
+            **{name: None if self.problem else round(share, 6) for name, share in shares.items()},
             "problem": self.problem,
         }
 
 
-def transform(similarity: np.ndarray, center: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """(4,) (dx, dy, rotation, scale) about (2,) `center`, applied to (..., 2) points; float64."""
-    dx, dy, rotation, scale = similarity
-    cos, sin = scale * np.cos(rotation), scale * np.sin(rotation)
-    x, y = np.moveaxis(np.asarray(xy, np.float64) - center, -1, 0)
+def transform(moves: np.ndarray, center: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """(5,) (dx, dy, rotation, scale_x, scale_y) about (2,) `center`, of (..., 2) points; float64."""
+    dx, dy, rotation, scale_x, scale_y = moves
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    x, y = np.moveaxis((np.asarray(xy, np.float64) - center) * [scale_x, scale_y], -1, 0)
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1) + center + np.array([dx, dy])
 
 
@@ -156,43 +175,85 @@ def fit_alignment(roads: Sequence[np.ndarray], drivable: np.ndarray, grid: Grid2
     if problem:
         none = np.full((len(shifts), len(shifts)), np.nan)
         center = samples.mean(axis=0) if len(samples) else np.array([x_min + x_max, y_min + y_max]) / 2
-        return Alignment(_IDENTITY, center, len(samples), np.nan, np.nan, shifts, none, problem)
+        return Alignment(
+            _IDENTITY, _IDENTITY, center, len(samples), np.nan, np.nan, np.nan, shifts, none, problem
+        )
 
     field = _SignedDistance(drivable, grid)
     center = samples.mean(axis=0)
-    radius = float(np.sqrt(((samples - center) ** 2).sum(axis=1).mean()))
-    soft = np.empty((len(shifts), len(shifts)))
-    hard = np.empty_like(soft)
+    soft, scores = np.empty((2, len(shifts), len(shifts)))
     for i, dx in enumerate(shifts):
         for j, dy in enumerate(shifts):
             distance = field.at(samples + np.array([dx, dy]))
-            soft[i, j], hard[i, j] = _soft_share(distance), np.mean(distance > 0)
-    start = np.unravel_index(np.argmax(soft), soft.shape)
+            soft[i, j] = _soft_share(distance) - _pull(np.array([dx, dy]))
+            scores[i, j] = np.mean(distance > 0)
+    first = shifts[np.array(np.unravel_index(np.argmax(soft), soft.shape))]
 
-    # In metres: a rotation or a change of scale is what it moves at the samples' mean distance from c.
-    def similarity(parameters: np.ndarray) -> np.ndarray:
-        dx, dy, turn, stretch = parameters
-        return np.array([dx, dy, turn / radius, 1 + stretch / radius])
+    similarity = _climb(field, samples, center, _one_scale, np.array([*first, 0.0, 0.0]))
+    moves = _climb(field, samples, center, _two_scales, np.array([*first, 0.0, 0.0, 0.0]))
+
+    def share(moves: np.ndarray) -> float:
+        return float(np.mean(field.at(transform(moves, center, samples)) > 0))
+
+    return Alignment(
+        moves,
+        similarity,
+        center,
+        len(samples),
+        share(_IDENTITY),
+        share(moves),
+        share(similarity),
+        shifts,
+        scores,
+    )
+
+
+def _one_scale(parameters: np.ndarray, radius: float) -> np.ndarray:
+    dx, dy, turn, stretch = parameters
+    return np.array([dx, dy, turn / radius, 1 + stretch / radius, 1 + stretch / radius])
+
+
+def _two_scales(parameters: np.ndarray, radius: float) -> np.ndarray:
+    dx, dy, turn, stretch_x, stretch_y = parameters
+    return np.array([dx, dy, turn / radius, 1 + stretch_x / radius, 1 + stretch_y / radius])
+
+
+def _climb(
+    field: "_SignedDistance",
+    samples: np.ndarray,
+    center: np.ndarray,
+    moves_of: Callable[[np.ndarray, float], np.ndarray],
+    first: np.ndarray,
+) -> np.ndarray:
+    """(5,) moves with the largest soft share that the simplex finds from `first`.
+
+    All parameters are in metres: a rotation or a change of scale is what it moves at the samples' mean
+    distance from the centre.
+    """
+    radius = float(np.sqrt(((samples - center) ** 2).sum(axis=1).mean()))
 
     def cost(parameters: np.ndarray) -> float:
-        candidate = similarity(parameters)
-        _, _, rotation, scale = candidate
-        if abs(rotation) > MAX_ROTATION or abs(scale - 1) > MAX_SCALE or np.abs(candidate[:2]).max() > REACH:
-            return 0.0  # as if all samples were outside
-        return -_soft_share(field.at(transform(candidate, center, samples)))
+        moves = moves_of(parameters, radius)
+        limits = [REACH, REACH, MAX_ROTATION, MAX_SCALE, MAX_SCALE]
+        if (np.abs(moves - _IDENTITY) > limits).any():
+            return 1.0  # worse than any inside the limits
+        return _pull(parameters) - _soft_share(field.at(transform(moves, center, samples)))
 
-    first = np.array([shifts[start[0]], shifts[start[1]], 0.0, 0.0])
-    simplex = np.vstack([first, first + STEP * np.where(np.eye(4) * first > 0, -np.eye(4), np.eye(4))])
+    # Towards zero, so that the first simplex lies inside the limits.
+    steps = np.diag(np.where(first > 0, -STEP, STEP))
     found = scipy.optimize.minimize(
         cost,
         first,
         method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-7, "maxiter": 1000, "maxfev": 1000},
+        options={
+            "initial_simplex": np.vstack([first, first + steps]),
+            "xatol": 1e-3,
+            "fatol": 1e-7,
+            "maxiter": 1000,
+            "maxfev": 1000,
+        },
     )
-    best = similarity(found.x)
-    before = float(np.mean(field.at(samples) > 0))
-    after = float(np.mean(field.at(transform(best, center, samples)) > 0))
-    return Alignment(best, center, len(samples), before, after, shifts, hard)
+    return moves_of(found.x, radius)
 
 
 def _problem(samples: np.ndarray, drivable: np.ndarray) -> str | None:
@@ -211,6 +272,11 @@ def _problem(samples: np.ndarray, drivable: np.ndarray) -> str | None:
 
 def _soft_share(distance: np.ndarray) -> float:
     return float(np.mean(0.5 + 0.5 * np.tanh(distance / EDGE)))
+
+
+def _pull(parameters: np.ndarray) -> float:
+    """What parameters in metres cost."""
+    return PULL * float(((parameters / REACH) ** 2).sum())
 
 
 class _SignedDistance:

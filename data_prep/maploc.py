@@ -49,6 +49,8 @@ MAP_MARGIN = 136.0  # m
 
 FRAMES_PER_SHARD = 128
 
+WORTH_APPLYING = 0.01  # share of road samples that a fit brings inside the drivable area
+
 OSM_ATTRIBUTION = "© OpenStreetMap contributors, ODbL 1.0"
 
 # OSM covers a frame if a road is within half a patch of it; vehicles are hardly ever further from one.
@@ -108,6 +110,8 @@ def main(argv: Sequence[str]) -> None:
     )
     for location, fit in manifest["alignment"].items():
         print(f"{location}: {fit['statement']}")
+        if fit["advice"]:
+            print(f"{location}: {fit['advice']}")
     print(
         f"{options.out}: {manifest['tables']['frames']['records']} frames, "
         f"{manifest['tables']['maps']['records']} maps, "
@@ -215,6 +219,7 @@ def convert(
             "scenes": len({frame.scene for frame in frames}),
             "frames_by_location": dict(sorted(Counter(frame.location for frame in frames).items())),
             "osm_coverage_by_location": {s.place.location: s.coverage for s in map_sources},
+            **source.counts,
         },
         extra={
             "cameras": list(source.cameras),
@@ -225,11 +230,22 @@ def convert(
                     **s.fit.summary(),
                     "applied": align == "apply",
                     "statement": s.fit.statement(),
+                    "advice": _advice(s.fit, align),
                 }
                 for s in map_sources
             },
         },
         workers=workers,
+    )
+
+
+def _advice(fit: alignment.Alignment, align: str) -> str | None:
+    """What to do about a fit that is much better than what is drawn, or None."""
+    if align == "apply" or fit.gain < WORTH_APPLYING:
+        return None
+    return (
+        "the fit is clearly better than the geodesy alone and was not applied. Look at it (`python -m "
+        "data_prep align`), and if it is right convert with --align apply."
     )
 
 
