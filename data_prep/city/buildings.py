@@ -198,10 +198,10 @@ def _footprint(width: float, depth: float, courtyard: bool, rng: np.random.Gener
 
 def _perimeter_building(block: shapely.Polygon, rng: np.random.Generator) -> shapely.Polygon | None:
     """One building around a courtyard that fills the block."""
-    outer = polygons(block.buffer(-rng.uniform(0.5, 4.0), join_style="mitre"))
+    outer = polygons(block.buffer(-rng.uniform(1.4, 4.0), join_style="mitre"))
     if len(outer) != 1 or outer[0].interiors:
         return None
-    shape = shapely.Polygon(outer[0].exterior).simplify(1.5)
+    shape = shapely.Polygon(outer[0].exterior).simplify(1.2)
     yard = polygons(shape.buffer(-rng.uniform(10, 14), join_style="mitre").simplify(1.0))
     if len(yard) != 1 or yard[0].area < 120:
         return None

@@ -17,6 +17,7 @@ from data_prep.city.world import World, location_rng
 KEYFRAME_SECONDS = 0.5
 STEP = 0.25  # m between the points of a trajectory
 MAX_SPEED = 10.6  # m/s
+USUAL_SPEED = 8.0  # m/s, over a whole drive, with its bends
 SIDEWAYS = 5.0  # m/s², the acceleration allowed in bends
 SCENES_PER_LOG = 4
 SCENES_PER_REVISIT = 2
@@ -148,12 +149,20 @@ def _routes(
             choice = fitting[int(rng.integers(len(fitting)))]
         route = originals[choice].route
         if kind == "opposite":
-            route = route[::-1]
+            route = _driven_part(graph, originals[choice])[::-1]
         if len(route) < 2 or _length(graph, route) < _needed(frames):
             longer = _walk(graph, district, _needed(frames) + 30, visits, route[-2:], rng)
             route = route + longer[1:]
         planned.append(_Planned(kind, choice, route, frames))
     return planned
+
+
+def _driven_part(graph: StreetGraph, drive: _Planned) -> list[int]:
+    """The nodes of a route that are passed before the drive ends: routes are longer than they need be."""
+    route = list(drive.route)
+    while len(route) > 2 and _length(graph, route[:-1]) > drive.keyframes * KEYFRAME_SECONDS * USUAL_SPEED:
+        route.pop()
+    return route
 
 
 def _needed(frames: int) -> float:

@@ -8,7 +8,7 @@ from data_prep.city.terrain import Terrain
 
 LONGEST_EDGE = 5.0  # m, of surfaces that are driven and walked on
 OPEN_GROUND_Z = -0.1  # below the roads, so that its coarser triangles stay under them
-OPEN_CELL = 10.0  # m
+OPEN_CELL = 16.0  # m
 FAR = 4000.0  # m to the horizon
 WATER_DEPTH = 0.7  # m below the lowest point of the banks
 DECK_DEPTH = 0.6  # m, of a bridge

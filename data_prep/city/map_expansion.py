@@ -228,11 +228,12 @@ def _arcs(curve: Curve, first: float, last: float, left: float) -> list[dict]:
     for k in range(len(stations) - 1):
         chord = points[k + 1] - points[k]
         turn = float(wrap_angle(heading[k + 1] - heading[k]))
+        straight = abs(turn) < 1e-4
+        turn = 0.0 if straight else turn
         half = turn / 2
-        length = float(np.hypot(*chord)) * (1.0 if abs(half) < 1e-9 else half / np.sin(half))
+        length = float(np.hypot(*chord)) * (1.0 if straight else half / np.sin(half))
         # An arc leaves its chord by half its turn.
         yaw = float(np.arctan2(chord[1], chord[0])) - half
-        straight = abs(turn) < 1e-4
         paths.append(
             {
                 "start_pose": [*points[k].tolist(), float(wrap_angle(yaw))],

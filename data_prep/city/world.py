@@ -28,7 +28,7 @@ KERB_HEIGHT = 0.15
 KERB_WIDTH = 0.25
 CORNER_RADIUS = 5.0  # of kerbs at junctions
 MARKING_Z = 0.02  # above the road: two draped surfaces are off by up to 5 mm each
-BLOCK_EDGE = 8.0  # m, of the triangles inside blocks
+BLOCK_EDGE = 12.0  # m, of the triangles inside blocks
 GROUND_MARGIN = 330.0  # m around the streets in which the open ground follows the terrain
 
 
