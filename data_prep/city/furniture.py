@@ -8,6 +8,7 @@ import numpy as np
 import shapely
 from numpy.typing import ArrayLike
 
+from data_prep.city import bodies
 from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building
 from data_prep.city.classes import Label
@@ -180,33 +181,37 @@ def _add_junction_pole(
 def park_cars(
     graph: StreetGraph,
     crossings: list[shapely.Polygon],
-    path: np.ndarray,
+    paths: list[tuple[np.ndarray, float]],
     rng: np.random.Generator,
 ) -> list[Car]:
-    """Cars at the kerbs of one date. Those on the driven path (n, 2) or on a crossing are left out."""
+    """Cars at the kerbs of one date.
+
+    Those on a crossing are left out, and those whose middle is nearer than r to a driven path: `paths` are
+    pairs of a line (n, 2) and r in metres.
+    """
     cars = []
-    lane = shapely.LineString(path).buffer(2.05)
-    blocked = shapely.union_all([lane, *crossings]) if crossings else lane
+    lanes = [shapely.LineString(path).buffer(reach, quad_segs=4) for path, reach in paths]
+    blocked = shapely.union_all([*lanes, *crossings])
     shapely.prepare(blocked)
     for number, street in enumerate(graph.streets):
         if street.district == "" or street.width < 7.0:
             continue
         curve = graph.curve(number)
         first = graph.setback(number, street.a) + 12
-        last = curve.length - graph.setback(number, street.b) - 12
+        last = graph.length(number) - graph.setback(number, street.b) - 12
         share = rng.choice([0.0, 0.25, 0.6]) if street.lanes == 1 else 0.15
         for side in (-1, 1):
             s = first
             while s < last:
                 length, width, height = rng.normal(4.5, 0.35), rng.normal(1.82, 0.08), rng.normal(1.55, 0.15)
-                centre = curve.beside(s + length / 2, side * (street.width / 2 - width / 2 - 0.25))
-                direction = curve.at(s + length / 2)[1]
+                middle = s + length / 2
+                centre = curve.beside(middle, side * (street.width / 2 - width / 2 - 0.25))
                 taken = rng.random() < share
                 variant, tone, turn = rng.integers(len(CAR_COLOURS)), rng.uniform(0.8, 1.2), rng.random()
                 s += length + rng.uniform(0.9, 3.0)
                 if not taken or blocked.contains(shapely.Point(centre)):
                     continue
-                along = direction if turn < 0.9 else -direction
+                along = curve.at(middle)[1] * (1 if turn < 0.9 else -1)
                 yaw = float(np.arctan2(along[1], along[0]) + rng.normal(0, 0.02))
                 colour = tuple(float(c) for c in np.clip(CAR_COLOURS[variant] * tone, 0.01, 0.9))
                 cars.append(
@@ -350,27 +355,25 @@ BRANCHES = 5
 
 
 def _add_tree(builder: MeshBuilder, tree: Tree, number: int, ground: float) -> None:
-    """Trunk, branches, which show when the leaves have fallen, and crown."""
+    """Trunk, branches, which show when the leaves have fallen, and crown; heights are above the ground."""
     rng = np.random.default_rng(tree.seed)
-    xy = np.array(tree.xy)
+    foot = np.array([*tree.xy, ground])
     radius = tree.height * rng.uniform(0.22, 0.34)
     bark = np.array([0.15, 0.10, 0.065]) * rng.uniform(0.7, 1.4)
     trunk = 0.05 + 0.017 * tree.height
     fork = tree.height * 0.55
-    parts = [prism(xy, trunk, -0.3, fork, 5, 0.7)]
+    # The open ground lies a little below the terrain.
+    parts = [prism(foot[:2], trunk, ground - 0.3, ground + fork, 5, 0.7)]
     for turn in 2 * np.pi * (np.arange(BRANCHES) / BRANCHES + rng.random()):
         reach = radius * rng.uniform(0.5, 0.85)
-        tip = np.array(
-            [*(xy + reach * np.array([np.cos(turn), np.sin(turn)])), tree.height * rng.uniform(0.8, 0.95)]
-        )
-        parts.append(_twig(np.array([*xy, fork * 0.85]), tip, trunk * 0.5))
-    lift = np.array([0.0, 0.0, ground])
-    builder.add(np.concatenate(parts) + lift, Material.PLAIN, bark, label=Label.VEGETATION, number=number)
+        tip = [reach * np.cos(turn), reach * np.sin(turn), tree.height * rng.uniform(0.8, 0.95)]
+        parts.append(_twig(foot + np.array([0, 0, fork * 0.85]), foot + tip, trunk * 0.5))
+    builder.add(np.concatenate(parts), Material.PLAIN, bark, label=Label.VEGETATION, number=number)
     leaf = np.array([0.08, 0.17, 0.04]) * rng.uniform(0.6, 1.5) * rng.uniform(0.8, 1.2, 3)
     vertices, faces = _blob()
     crown = vertices * rng.uniform(0.8, 1.15, (len(vertices), 1))
-    crown = crown * [radius, radius, tree.height * 0.36] + [*xy, tree.height * 0.64]
-    builder.add(crown[faces] + lift, Material.FOLIAGE, leaf, number=number)
+    crown = crown * [radius, radius, tree.height * 0.36] + foot + [0, 0, tree.height * 0.64]
+    builder.add(crown[faces], Material.FOLIAGE, leaf, number=number)
 
 
 def _twig(start: np.ndarray, tip: np.ndarray, width: float) -> np.ndarray:
@@ -381,40 +384,9 @@ def _twig(start: np.ndarray, tip: np.ndarray, width: float) -> np.ndarray:
 
 
 def add_cars(builder: MeshBuilder, cars: list[Car], terrain: Terrain) -> None:
-    """Put parked cars into the mesh; the number of an instance is its index in `cars`."""
+    """Put parked cars onto the ground; the number of an instance is its index in `cars`."""
     for number, car in enumerate(cars):
-        map_T_car = terrain.frame(np.array([*car.xy, car.yaw]))
-        for part in _car_parts(car):
-            triangles = box(np.array(part.centre), np.array(part.size), 0.0, part.top)
-            triangles = triangles @ map_T_car[:3, :3].T + map_T_car[:3, 3]
-            builder.add(triangles, Material.PLAIN, part.colour, label=Label.CAR, number=number)
-
-
-class _Part(NamedTuple):
-    centre: tuple[float, float, float]  # forward, left, up from the car's middle on the ground
-    size: tuple[float, float, float]
-    colour: tuple[float, float, float]
-    top: tuple[float, float] = (1.0, 1.0)  # how much smaller the top face is
-
-
-def _car_parts(car: Car) -> list[_Part]:
-    """Body, cabin, roof, wheels and lamps as boxes."""
-    length, width, height = car.size
-    clearance = 0.25
-    body = 0.5 * (height - clearance)
-    cabin = height - clearance - body
-    back = -0.05 * length
-    middle = clearance + body + cabin / 2
-    black, white, red = (0.015, 0.015, 0.015), (0.8, 0.8, 0.75), (0.45, 0.02, 0.02)
-    parts = [
-        _Part((0, 0, clearance + body / 2), (length, width, body), car.colour),
-        _Part((back, 0, middle), (0.62 * length, 0.94 * width, cabin), (0.04, 0.05, 0.06), (0.7, 0.85)),
-        _Part((back, 0, height), (0.42 * length, 0.78 * width, 0.04), car.colour),
-    ]
-    for along in (-0.31, 0.31):
-        for across in (-0.46, 0.46):
-            parts.append(_Part((along * length, across * width, 0.31), (0.62, 0.2, 0.62), black))
-    for across in (-0.36, 0.36):
-        parts.append(_Part((length / 2, across * width, 0.62), (0.05, 0.3, 0.14), white))
-        parts.append(_Part((-length / 2, across * width, 0.66), (0.05, 0.3, 0.16), red))
-    return parts
+        stand = terrain.frame(np.array([*car.xy, car.yaw]))
+        for part in bodies.car(car.size, car.colour, lit=False):
+            triangles = part.triangles @ stand[:3, :3].T + stand[:3, 3]
+            builder.add(triangles, part.material, part.colour, label=Label.CAR, number=number)

@@ -21,15 +21,14 @@ from tqdm import tqdm
 
 from data_prep.city import write_argoverse
 from data_prep.city.drives import Log, Scene, plan_logs
-from data_prep.city.furniture import Car
-from data_prep.city.recording import NUSCENES, Box, Layout, instruments, record_scene
+from data_prep.city.recording import NUSCENES, Box, Layout, log_light, log_rig, record_scene
 from data_prep.city.sizes import SIZES
 from data_prep.city.world import World, build_world
 from data_prep.city.write_nuscenes import TableWriter, make_folders, write_map
 from data_prep.city.write_osm import write_osm
 from data_prep.errors import InputError
 
-CITY_VERSION = 1  # raise it with every change that alters a byte of what is written
+CITY_VERSION = 2  # raise it with every change that alters a byte of what is written
 FORMATS = ("nuscenes", "osm", "argoverse")
 DEFAULT_FORMATS = ("nuscenes", "osm")
 MARKER = "BUILT-IN-CITY.json"
@@ -163,8 +162,8 @@ def _write_argoverse(root: Path, size_name: str, seed: int, workers: int) -> Non
     for world, logs in towns:
         write_argoverse.write_map(root, world)
         for log in logs:
-            own = instruments(world, log, size_name, seed, write_argoverse.LAYOUT)
-            write_argoverse.write_log(root, world, log, own, seed)
+            rig = log_rig(log, size_name, seed, write_argoverse.LAYOUT)
+            write_argoverse.write_log(root, world, log, rig, seed)
 
 
 def _write_nuscenes(
@@ -177,10 +176,10 @@ def _write_nuscenes(
         write_map(root, world)
         tables.add_location(world.location, logs)
         for log in logs:
-            own = instruments(world, log, size_name, seed)
-            tables.add_log(log, own)
+            rig = log_rig(log, size_name, seed)
+            tables.add_log(log, rig)
             for scene in log.scenes:
-                tables.add_scene(log, scene, own, *recorded[scene.name], seed)
+                tables.add_scene(world, log, scene, rig, log_light(log, seed), recorded[scene.name], seed)
     tables.write(root)
 
 
@@ -191,7 +190,7 @@ def _record(
     seed: int,
     workers: int,
     layout: Layout,
-) -> dict[str, tuple[list[Car], list[list[Box]]]]:
+) -> dict[str, list[list[Box]]]:
     """Record all scenes, with a bar; what `record_scene` gives, by scene."""
     tasks = [(log, scene) for _, logs in towns for log in logs for scene in log.scenes]
     recorded = {}
@@ -211,7 +210,7 @@ def _recorded(
     seed: int,
     workers: int,
     layout: Layout,
-) -> Generator[tuple[Scene, tuple[list[Car], list[list[Box]]]], None, None]:
+) -> Generator[tuple[Scene, list[list[Box]]], None, None]:
     """Record all scenes, in this process or in several; each scene's files are the same either way."""
     if workers == 1:
         for log, scene in tasks:

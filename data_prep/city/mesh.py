@@ -168,18 +168,23 @@ def merge(first: Mesh, second: Mesh) -> Mesh:
     )
 
 
+def select(mesh: Mesh, kept: np.ndarray) -> Mesh:
+    """Only the triangles at which `kept` (N,) is true."""
+    return mesh._replace(
+        triangles=mesh.triangles[kept],
+        material=mesh.material[kept],
+        colour=mesh.colour[kept],
+        wall=mesh.wall[kept],
+        semantic=mesh.semantic[kept],
+        instance=mesh.instance[kept],
+    )
+
+
 def near(mesh: Mesh, lower: np.ndarray, upper: np.ndarray) -> Mesh:
     """Only the triangles that touch the box `lower` … `upper` ((2,) each, map coordinates)."""
     xy = mesh.triangles[..., :2]
     inside = (xy.max(1) >= lower - mesh.centre).all(1) & (xy.min(1) <= upper - mesh.centre).all(1)
-    return mesh._replace(
-        triangles=mesh.triangles[inside],
-        material=mesh.material[inside],
-        colour=mesh.colour[inside],
-        wall=mesh.wall[inside],
-        semantic=mesh.semantic[inside],
-        instance=mesh.instance[inside],
-    )
+    return select(mesh, inside)
 
 
 def polygons(geometry: shapely.Geometry) -> list[shapely.Polygon]:

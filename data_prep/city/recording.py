@@ -1,4 +1,8 @@
-"""What the vehicle records: times and poses of all sensors, images, point clouds, boxes of parked cars."""
+"""What the vehicle records: times and poses of all sensors, images, point clouds, and boxes of what is about.
+
+Every camera and the LiDAR see those who move where they are at the sensor's own time; boxes are given at the
+keyframe's time, which is the LiDAR's, as in nuScenes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +13,27 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data_prep.city.classes import INSTANCES_PER_CLASS, Label, instance_id, number_of
+from data_prep.city.actors import STANDING_SPEED, Actor, plan_actors
+from data_prep.city.classes import Label, instance_id
 from data_prep.city.drives import KEYFRAME_SECONDS, Log, Scene
 from data_prep.city.furniture import Car, add_cars, park_cars
+from data_prep.city.light import Light, draw_light, in_season
+from data_prep.city.living import Stage, View
 from data_prep.city.mesh import Mesh, MeshBuilder, merge, near
 from data_prep.city.sensors import (
     LIDAR_RANGE,
     NUSCENES_RIG,
-    RayCaster,
+    Camera,
     Rig,
     RigPlan,
     camera_rays,
-    ego_to_map,
     lidar_directions,
     make_rig,
     scan,
 )
-from data_prep.city.shading import Light, Shader, develop, draw_light
+from data_prep.city.shading import Shader, develop
 from data_prep.city.sizes import SIZES
+from data_prep.city.surroundings import Surroundings, survey
 from data_prep.city.world import World, build_world, location_rng
 
 VIEW = 260.0  # m around a drive: what stands farther away is not rendered
@@ -36,11 +43,15 @@ RAYS_AT_ONCE = 2**17  # so that the arrays of shading stay in the cache, and lar
 
 
 class Box(NamedTuple):
-    """A parked car as seen from one keyframe."""
+    """Something with a box as it is at one keyframe."""
 
-    car: int  # number in the log's list of parked cars
+    instance: int  # of classes.py, unique within the log
+    kind: str  # car, truck, bus, adult or child
+    state: str  # parked, moving or standing
+    size: tuple[float, float, float]  # length, width, height
+    map_T_body: np.ndarray  # (4, 4): x forward, z up, origin on the ground below the middle
     lidar_points: int
-    visibility: float  # share of the car that can be seen from the roof
+    visibility: float  # share of it that can be seen from the LiDAR
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class Instruments:
     rig: Rig
     light: Light
     cars: list[Car]
+    actors: list[Actor]
 
 
 @dataclass(frozen=True)
@@ -74,19 +86,29 @@ def _write_sweep(root: Path, log: Log, rig: Rig, timestamp: int, points: np.ndar
 NUSCENES = Layout(NUSCENES_RIG, file_name, _write_sweep)
 
 
+def log_rig(log: Log, size_name: str, seed: int, layout: Layout = NUSCENES) -> Rig:
+    """The calibration of one date."""
+    rng = location_rng(seed, log.location, 2, log.number)
+    return make_rig(layout.rig.image_size(SIZES[size_name].image_size[0]), rng, layout.rig)
+
+
+def log_light(log: Log, seed: int, cameras: int = 6) -> Light:
+    """The light, the weather and the season of one drive."""
+    rng = location_rng(seed, log.location, 3, log.number)
+    return draw_light(log.location, log.date, log.start / 1e6, rng, cameras)
+
+
 def instruments(world: World, log: Log, size_name: str, seed: int, layout: Layout = NUSCENES) -> Instruments:
-    """The calibration, the light and the parked cars of one date."""
+    """The calibration, the light, the traffic and the parked cars of one date."""
+    actors = plan_actors(world, log, location_rng(seed, log.location, 7, log.number))
     keyframes = sum(scene.keyframes for scene in log.scenes)
     path = log.trajectory.pose(np.arange(-0.5, keyframes * KEYFRAME_SECONDS, 0.1))[:, :2]
-    return Instruments(
-        make_rig(
-            layout.rig.image_size(SIZES[size_name].image_size[0]),
-            location_rng(seed, log.location, 2, log.number),
-            layout.rig,
-        ),
-        draw_light(location_rng(seed, log.location, 3, log.number), len(layout.rig.cameras)),
-        park_cars(world.graph, world.crossings, path, location_rng(seed, log.location, 4, log.number)),
-    )
+    # Nobody parks in the way: half a parked car, half a driving one and a hand's breadth apart.
+    paths = [(path, 2.05)]
+    paths += [(a.xy, 1.1 + a.size[1] / 2) for a in actors if a.kind in ("car", "truck", "bus")]
+    parked = park_cars(world.graph, world.crossings, paths, location_rng(seed, log.location, 4, log.number))
+    rig = log_rig(log, size_name, seed, layout)
+    return Instruments(rig, log_light(log, seed, len(rig.cameras)), parked, actors)
 
 
 def timestamps(log: Log, scene: Scene, rig: Rig, seed: int) -> np.ndarray:
@@ -105,11 +127,11 @@ def timestamps(log: Log, scene: Scene, rig: Rig, seed: int) -> np.ndarray:
     return np.concatenate([lidar[:, None], cameras], axis=1)
 
 
-def map_poses(log: Log, times: np.ndarray, plan: RigPlan) -> np.ndarray:
-    """(N,) int64 µs → (N, 4, 4) map_T_ego, the ego frame as high above the ground as `plan` has it."""
+def map_poses(world: World, log: Log, times: np.ndarray, plan: RigPlan) -> np.ndarray:
+    """(...) int64 µs → (..., 4, 4) map_T_ego, the ego frame as high above the ground as `plan` has it."""
     lift = np.eye(4)
     lift[2, 3] = plan.ego_height
-    return np.stack([ego_to_map(pose) @ lift for pose in ego_poses(log, times)])
+    return world.terrain.frame(ego_poses(log, times)) @ lift
 
 
 def ego_poses(log: Log, times: np.ndarray) -> np.ndarray:
@@ -123,13 +145,31 @@ def log_file(log: Log) -> str:
 
 
 def scene_mesh(world: World, log: Log, scene: Scene, cars: list[Car]) -> Mesh:
-    """The town around one scene, with the cars that are parked there on that date."""
-    times = (scene.first + np.arange(scene.keyframes)) * KEYFRAME_SECONDS
-    path = log.trajectory.pose(times)[:, :2]
+    """The town around one scene, with the cars that are parked there on that date, in no season."""
+    lower, upper = scene_extent(log, scene)
     builder = MeshBuilder(world.centre)
     add_cars(builder, cars, world.terrain)
     everything = merge(world.mesh, builder.build()) if cars else world.mesh
-    return near(everything, path.min(0) - VIEW, path.max(0) + VIEW)
+    return near(everything, lower, upper)
+
+
+def scene_extent(log: Log, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The corners (2,) of the box around one scene that is rendered, map frame."""
+    times = (scene.first + np.arange(scene.keyframes)) * KEYFRAME_SECONDS
+    path = log.trajectory.pose(times)[:, :2]
+    return path.min(0) - VIEW, path.max(0) + VIEW
+
+
+def scene_stage(world: World, log: Log, scene: Scene, own: Instruments) -> Stage:
+    """The town around one scene and those who move in it."""
+    town = in_season(scene_mesh(world, log, scene, own.cars), own.light)
+    return Stage(town, own.actors, len(own.cars), world.terrain, own.light.lamps > 0, own.light.wet > 0)
+
+
+def scene_surroundings(world: World, log: Log, scene: Scene) -> Surroundings:
+    """The ground's height and the lamps' light around one scene."""
+    lower, upper = scene_extent(log, scene)
+    return survey(world.terrain, world.furniture.poles, lower, upper, world.centre)
 
 
 @lru_cache(maxsize=1)
@@ -139,72 +179,104 @@ def _world(location: str, size_name: str, seed: int) -> World:
 
 def record_scene(
     root: Path, log: Log, scene: Scene, size_name: str, seed: int, layout: Layout = NUSCENES
-) -> tuple[list[Car], list[list[Box]]]:
+) -> list[list[Box]]:
     """Render one scene and write its images and point clouds below `root`.
 
-    Returns the log's parked cars, and the boxes of each keyframe. Depends on nothing but its arguments.
+    Returns the boxes of each keyframe. Depends on nothing but its arguments.
     """
-    size = SIZES[size_name]
     world = _world(log.location, size_name, seed)
     own = instruments(world, log, size_name, seed, layout)
     rng = location_rng(seed, log.location, 6, log.number, scene.first)
     times = timestamps(log, scene, own.rig, seed)
-    caster = RayCaster(scene_mesh(world, log, scene, own.cars))
-    shader = Shader(caster, own.light, 1.0 / own.rig.cameras[1].intrinsics[0, 0])
+    stage = scene_stage(world, log, scene, own)
+    shader = Shader(
+        own.light, 1.0 / own.rig.cameras[1].intrinsics[0, 0], scene_surroundings(world, log, scene)
+    )
     rays = [camera.rays() for camera in own.rig.cameras]
-    directions, rings = lidar_directions(size.lidar_azimuths)
-    width, height = own.rig.cameras[0].size
+    directions, rings = lidar_directions(SIZES[size_name].lidar_azimuths)
     boxes = []
     for keyframe in times:
-        poses = map_poses(log, keyframe, layout.rig)
-        origins, view = camera_rays(own.rig, poses[1:], rays, world.centre)
-        pieces = [slice(first, first + RAYS_AT_ONCE) for first in range(0, len(view), RAYS_AT_ONCE)]
-        colour = [shader.shade(origins[p], view[p], caster.cast(origins[p], view[p])) for p in pieces]
-        colour = np.concatenate(colour).reshape(-1, height, width, 3)
-        for index, (camera, timestamp) in enumerate(zip(own.rig.cameras, keyframe[1:], strict=True)):
-            image = develop(colour[index], float(own.light.exposure[index]), own.light.noise, rng)
-            path = root / layout.image_file(log, camera.channel, timestamp)
+        poses = map_poses(world, log, keyframe, layout.rig)
+        seconds = (keyframe - log.start) / 1e6
+        for index, camera in enumerate(own.rig.cameras):
+            pose, time = poses[index + 1], float(seconds[index + 1])
+            colour = photograph(stage, shader, camera, rays[index], pose, time)
+            image = develop(colour, float(own.light.exposure[index]), own.light.noise, rng)
+            path = root / layout.image_file(log, camera.channel, keyframe[index + 1])
             if not cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
                 raise OSError(f"{path}: the image could not be written; is the disk full?")
-        points, _, instance = scan(caster, poses[0] @ own.rig.ego_T_lidar, directions, rings, rng)
+        map_T_lidar = poses[0] @ own.rig.ego_T_lidar
+        view = stage.at(float(seconds[0]), map_T_lidar[:3, 3])
+        points, _, instance = scan(view, map_T_lidar, directions, rings, rng)
         layout.write_sweep(root, log, own.rig, keyframe[0], points)
-        boxes.append(_boxes(caster, own.cars, poses[0] @ own.rig.ego_T_lidar, instance))
-    return own.cars, boxes
+        boxes.append(find_boxes(stage, view, own.cars, float(seconds[0]), map_T_lidar, instance))
+    return boxes
 
 
-def _boxes(caster: RayCaster, cars: list[Car], map_T_lidar: np.ndarray, instance: np.ndarray) -> list[Box]:
-    """The parked cars that are near and can be seen."""
-    origin = map_T_lidar[:3, 3]
-    if not cars:
-        return []
-    centres = np.array([(*car.xy, car.size[2] / 2) for car in cars])
-    close = np.flatnonzero(
-        np.linalg.norm(centres[:, :2] - origin[:2], axis=1) < min(ANNOTATION_RANGE, LIDAR_RANGE)
-    )
-    if len(close) == 0:
-        return []
-    # Rays to 15 points inside each car: seen are those that meet this car first.
-    spread = np.stack(np.meshgrid([-0.4, -0.2, 0.0, 0.2, 0.4], [-0.2, 0.0, 0.2], indexing="ij"), -1).reshape(
-        -1, 2
-    )
-    targets = []
-    for number in close:
-        car = cars[number]
-        cos, sin = np.cos(car.yaw), np.sin(car.yaw)
-        local = spread * car.size[:2]
-        xy = np.stack([cos * local[:, 0] - sin * local[:, 1], sin * local[:, 0] + cos * local[:, 1]], 1)
-        targets.append(np.append(xy + car.xy, np.full((len(xy), 1), 0.75 * car.size[2]), 1))
-    offset = np.concatenate(targets) - origin
-    view = (offset / np.linalg.norm(offset, axis=1, keepdims=True)).astype(np.float32)
-    start = np.broadcast_to((origin - np.append(caster.mesh.centre, 0)).astype(np.float32), view.shape).copy()
-    hits = caster.cast(start, view)
-    met = np.where(hits.triangle >= 0, caster.mesh.instance[hits.triangle], -1).reshape(len(close), -1)
-    seen = (met == instance_id(Label.CAR, close)[:, None]).mean(1)
-    counts = np.bincount(
-        number_of(instance[instance // INSTANCES_PER_CLASS == Label.CAR]), minlength=len(cars)
-    )
-    return [
-        Box(int(number), int(counts[number]), float(share))
-        for number, share in zip(close, seen, strict=True)
-        if share > 0 or counts[number] > 0
+def photograph(
+    stage: Stage, shader: Shader, camera: Camera, rays: np.ndarray, map_T_ego: np.ndarray, time: float
+) -> np.ndarray:
+    """(height, width, 3) float32 linear RGB of one exposure, at a time (s) from the log's start.
+
+    `rays` are the camera's.
+    """
+    origins, directions = camera_rays(camera, map_T_ego, rays, stage.mesh.centre)
+    view = camera_view(stage, camera, rays, map_T_ego, time)
+    beams = stage.beams(time, map_T_ego) if shader.light.lamps > 0 else ()
+    pieces = [slice(first, first + RAYS_AT_ONCE) for first in range(0, len(rays), RAYS_AT_ONCE)]
+    colour = [
+        shader.shade(view, origins[p], directions[p], view.cast(origins[p], directions[p]), beams)
+        for p in pieces
     ]
+    width, height = camera.size
+    return np.concatenate(colour).reshape(height, width, 3)
+
+
+def camera_view(stage: Stage, camera: Camera, rays: np.ndarray, map_T_ego: np.ndarray, time: float) -> View:
+    """The stage at the time of an exposure, with those who move where the camera looks."""
+    map_T_camera = map_T_ego @ camera.ego_T_camera
+    axis = camera.ego_T_camera[:3, 2]
+    width, height = camera.size
+    corners = rays[[0, width - 1, (height - 1) * width, height * width - 1]]
+    half = float(np.arccos(np.clip(corners @ axis, -1, 1)).max()) + 0.05
+    return stage.at(time, map_T_camera[:3, 3], map_T_camera[:3, 2], half)
+
+
+# Where rays are sent to find out how much of something is seen: shares of its length and width, at 3/4 of
+# its height.
+_ALONG, _ACROSS = np.meshgrid([-0.4, -0.2, 0.0, 0.2, 0.4], [-0.2, 0.0, 0.2], indexing="ij")
+_TARGETS = np.stack([_ALONG.ravel(), _ACROSS.ravel(), np.full(15, 0.75), np.ones(15)], 1)
+
+
+def find_boxes(
+    stage: Stage, view: View, cars: list[Car], time: float, map_T_lidar: np.ndarray, instance: np.ndarray
+) -> list[Box]:
+    """Everything with a box that is near and can be seen; `instance` (M,) are those of the sweep's points."""
+    origin = map_T_lidar[:3, 3]
+    reach = min(ANNOTATION_RANGE, LIDAR_RANGE)
+    found: list[tuple[int, str, str, tuple[float, float, float], np.ndarray]] = []
+    parked = np.array([car.xy for car in cars]).reshape(-1, 2)
+    for number in np.flatnonzero(np.hypot(*(parked - origin[:2]).T) < reach):
+        car = cars[number]
+        frame = stage.terrain.frame(np.array([*car.xy, car.yaw]))
+        found.append((int(instance_id(Label.CAR, int(number))), "car", "parked", car.size, frame))
+    for mover in stage.movers:
+        actor = mover.actor
+        if actor.exists(time) and np.hypot(*(actor.pose(time)[:2] - origin[:2])) < reach:
+            state = "moving" if actor.speed(time) > STANDING_SPEED else "standing"
+            frame = stage.stands(mover, time)
+            found.append((int(instance_id(mover.label, mover.number)), actor.kind, state, actor.size, frame))
+    if not found:
+        return []
+    targets = [(_TARGETS * [*size, 1.0]) @ frame.T for _, _, _, size, frame in found]
+    offset = np.concatenate(targets)[:, :3] - origin
+    directions = (offset / np.linalg.norm(offset, axis=1, keepdims=True)).astype(np.float32)
+    start = (origin - np.append(stage.mesh.centre, 0)).astype(np.float32)
+    hits = view.cast(np.broadcast_to(start, directions.shape).copy(), directions)
+    met = np.where(hits.triangle >= 0, stage.mesh.instance[hits.triangle], -1).reshape(len(found), -1)
+    boxes = []
+    for (own, kind, state, size, frame), row in zip(found, met, strict=True):
+        points, share = int((instance == own).sum()), float((row == own).mean())
+        if points > 0 or share > 0:
+            boxes.append(Box(own, kind, state, size, frame, points, share))
+    return boxes

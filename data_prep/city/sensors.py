@@ -136,14 +136,6 @@ def make_rig(image_size: tuple[int, int], rng: np.random.Generator, plan: RigPla
     return Rig(cameras, lidar)
 
 
-def ego_to_map(pose: np.ndarray) -> np.ndarray:
-    """(3,) x, y, yaw → (4, 4) map_T_ego; the ground is flat."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = yaw_matrix(pose[2])
-    matrix[:2, 3] = pose[:2]
-    return matrix
-
-
 class Hits(NamedTuple):
     """The first triangle each ray meets."""
 
@@ -156,6 +148,7 @@ class RayCaster:
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
+        self._normals = mesh.normals()
         self._scene = EmbreeScene()
         self._geometry = TriangleMesh(self._scene, np.ascontiguousarray(mesh.triangles))
 
@@ -168,15 +161,18 @@ class RayCaster:
         """(N,) bool: whether anything lies along each ray."""
         return self._scene.run(origins, directions, query="OCCLUDED") >= 0
 
+    def normals_of(self, triangle: np.ndarray) -> np.ndarray:
+        """(N,) triangles → (N, 3) float32 unit normals."""
+        return self._normals[triangle]
 
-def camera_rays(rig: Rig, poses: np.ndarray, rays: list[np.ndarray], centre: np.ndarray) -> tuple:
-    """Origins and directions (N, 3) float32 of all pixels; `poses` (cameras, 4, 4) map_T_ego at exposure."""
-    origins, directions = [], []
-    for camera, pose, ray in zip(rig.cameras, poses, rays, strict=True):
-        origin = (pose @ camera.ego_T_camera)[:3, 3] - np.append(centre, 0.0)
-        origins.append(np.broadcast_to(origin.astype(np.float32), ray.shape))
-        directions.append(ray @ pose[:3, :3].T.astype(np.float32))
-    return np.concatenate(origins), np.concatenate(directions)
+
+def camera_rays(
+    camera: Camera, map_T_ego: np.ndarray, rays: np.ndarray, centre: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Origins and directions (N, 3) float32 of a camera's `rays` (N, 3), in a mesh's coordinates."""
+    origin = (map_T_ego @ camera.ego_T_camera)[:3, 3] - np.append(centre, 0.0)
+    origins = np.broadcast_to(origin.astype(np.float32), rays.shape).copy()
+    return origins, rays @ map_T_ego[:3, :3].T.astype(np.float32)
 
 
 def lidar_directions(azimuths: int) -> tuple[np.ndarray, np.ndarray]:

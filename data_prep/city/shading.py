@@ -1,7 +1,7 @@
-"""Colours of the rays: procedural textures, windows, sun and shadow, haze, exposure and noise.
+"""Colours of the rays: procedural textures, windows, sun and shadow, lamps, haze, exposure and noise.
 
-Everything is a function of world coordinates and of one Light per drive, computed for all pixels of a
-keyframe at once.
+Everything is a function of world coordinates and of one Light per drive, computed for all pixels of an image
+at once.
 """
 
 from dataclasses import dataclass
@@ -9,51 +9,26 @@ from functools import lru_cache
 
 import numpy as np
 
+from data_prep.city.light import Light
 from data_prep.city.mesh import Material, Mesh
 from data_prep.city.sensors import Hits, RayCaster
+from data_prep.city.surroundings import Surroundings
 
 _BANK = 512  # side of the tileable noise textures
 SHADOW_RANGE = 140.0  # m: farther shadows are too small to see
+LAMP_COLOUR = np.array([1.0, 0.80, 0.52], np.float32)
+BEAM_COLOUR = np.array([1.0, 0.95, 0.85], np.float32)
+ROOM_COLOURS = np.array([(1.0, 0.78, 0.45), (0.95, 0.88, 0.72), (0.75, 0.85, 1.0)], np.float32)
 
 
 @dataclass(frozen=True)
-class Light:
-    """Sun, sky and air of one drive, and how each camera exposes."""
+class Beam:
+    """The headlights of one vehicle, as one source."""
 
-    sun: np.ndarray  # (3,) unit, towards the sun
-    sun_colour: np.ndarray  # (3,)
-    ambient: np.ndarray  # (3,)
-    sky_top: np.ndarray  # (3,)
-    sky_low: np.ndarray  # (3,), also the colour of the haze
-    clouds: float  # share of the sky
-    haze: float  # 1/m
-    exposure: np.ndarray  # (cameras,)
-    noise: float  # standard deviation in grey levels
-
-
-def draw_light(rng: np.random.Generator, cameras: int) -> Light:
-    """The light of one date: sunny, hazy or overcast."""
-    azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(22, 65))
-    sun = np.array(
-        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-    )
-    overcast = float(np.clip(rng.normal(0.35, 0.35), 0, 1))
-    warm = np.clip((np.radians(45) - elevation) / np.radians(45), 0, 1)
-    sun_colour = np.array([2.5, 2.35 - 0.5 * warm, 2.1 - 0.9 * warm]) * (1 - 0.85 * overcast)
-    ambient = np.array([0.62, 0.70, 0.85]) * (1 - overcast) + np.array([1.15, 1.17, 1.2]) * overcast
-    top = np.array([0.13, 0.28, 0.62]) * (1 - overcast) + np.array([0.50, 0.53, 0.58]) * overcast
-    low = np.array([0.55, 0.68, 0.85]) * (1 - overcast) + np.array([0.72, 0.73, 0.75]) * overcast
-    return Light(
-        sun.astype(np.float32),
-        sun_colour.astype(np.float32),
-        (ambient * rng.uniform(0.9, 1.1)).astype(np.float32),
-        top.astype(np.float32),
-        low.astype(np.float32),
-        float(rng.uniform(0.1, 0.7)),
-        float(rng.uniform(1 / 1500, 1 / 400)),
-        rng.uniform(0.85, 1.2, cameras).astype(np.float32) * np.float32(rng.uniform(0.9, 1.15)),
-        float(rng.uniform(1.5, 4.0)),
-    )
+    place: np.ndarray  # (3,) in the mesh's coordinates
+    direction: np.ndarray  # (3,) unit
+    strength: float
+    reach: float  # m
 
 
 def _noise_bank() -> np.ndarray:
@@ -85,20 +60,25 @@ _TEXTURE = {
 
 
 class Shader:
-    """Colours hits on one mesh. `pixel_angle` (radians) is a pixel's size: finer texture fades."""
+    """Colours hits in one light. `pixel_angle` (radians) is a pixel's size: finer texture fades."""
 
-    def __init__(self, caster: RayCaster, light: Light, pixel_angle: float):
-        mesh = caster.mesh
-        self.caster = caster
-        self.mesh: Mesh = mesh
+    def __init__(self, light: Light, pixel_angle: float, surroundings: Surroundings):
         self.light = light
         self.pixel_angle = pixel_angle
-        self.normals = mesh.normals()
+        self.surroundings = surroundings
         self.bank = _noise_bank()
         self.texture = np.array([_TEXTURE[material] for material in Material], np.float32)
 
-    def shade(self, origins: np.ndarray, directions: np.ndarray, hits: Hits) -> np.ndarray:
-        """Rays (N, 3) and what they hit → (N, 3) float32 linear RGB."""
+    def shade(
+        self,
+        caster: RayCaster,
+        origins: np.ndarray,
+        directions: np.ndarray,
+        hits: Hits,
+        beams: tuple[Beam, ...] = (),
+    ) -> np.ndarray:
+        """Rays (N, 3) and what they hit in `caster` → (N, 3) float32 linear RGB."""
+        mesh = caster.mesh
         colour = np.empty_like(directions)
         sky = hits.triangle < 0
         colour[sky] = self._sky(directions[sky])
@@ -107,14 +87,18 @@ class Shader:
         distance = hits.distance[solid]
         triangle = hits.triangle[solid]
         point = origins[solid] + direction * distance[:, None]
-        normal = self.normals[triangle]
+        normal = caster.normals_of(triangle)
         facing = np.einsum("ij,ij->i", normal, direction)
         normal = np.where((facing > 0)[:, None], -normal, normal)
-        material = self.mesh.material[triangle]
-        albedo = self.mesh.colour[triangle] * self._grain(point, normal, material, distance)[:, None]
+        material = mesh.material[triangle]
+        albedo = mesh.colour[triangle] * self._grain(point, normal, material, distance)[:, None]
         self._pave(albedo, material, point, distance)
-        gloss = self._windows(albedo, material, triangle, point, distance, facing)
-        lit = albedo * self._illumination(point, normal, distance)
+        glow = np.zeros_like(albedo)
+        gloss = self._windows(mesh, albedo, glow, material, triangle, point, distance, facing)
+        self._wet(albedo, gloss, material)
+        lamps = np.flatnonzero(material == Material.LIGHT)
+        glow[lamps] = mesh.colour[triangle[lamps]] * (0.3 + 2.2 * self.light.lamps)
+        lit = albedo * self._illumination(caster, point, normal, distance, beams) + glow
         self._add_reflections(lit, gloss, material, direction, normal)
         air = np.exp(-self.light.haze * distance)[:, None]
         colour[solid] = lit * air + self.light.sky_low * (1 - air)
@@ -127,7 +111,7 @@ class Shader:
         # A flat layer of clouds, seen in perspective.
         plane = direction[:, :2] / (up + 0.12) * 40
         cloud = np.clip(self._lookup(1, plane[:, 0], plane[:, 1]) + 2 * light.clouds - 1, 0, 1)[:, None]
-        colour = colour + (np.float32(0.9) - colour) * (cloud * 0.75)
+        colour = colour + (self.light.cloud_colour - colour) * (cloud * 0.75)
         glow = np.clip(direction @ light.sun, 0, 1) ** 24
         return colour + glow[:, None] * light.sun_colour * 0.25
 
@@ -157,19 +141,33 @@ class Shader:
         joint = (slab < 0.07).any(1)
         albedo[paved[joint]] *= np.clip(0.72 + distance[paved[joint], None] / 100, 0, 1)
 
+    def _wet(self, albedo: np.ndarray, gloss: np.ndarray, material: np.ndarray) -> None:
+        """Rain darkens the ground and makes it mirror, asphalt most."""
+        if self.light.wet == 0:
+            return
+        for kind, mirror in ((Material.ASPHALT, 0.55), (Material.MARKING, 0.4), (Material.PAVING, 0.3)):
+            index = np.flatnonzero(material == kind)
+            albedo[index] *= 1 - 0.4 * self.light.wet
+            gloss[index] = mirror * self.light.wet
+
     def _windows(
         self,
+        mesh: Mesh,
         albedo: np.ndarray,
+        glow: np.ndarray,
         material: np.ndarray,
         triangle: np.ndarray,
         point: np.ndarray,
         distance: np.ndarray,
         facing: np.ndarray,
     ) -> np.ndarray:
-        """Paint windows, shops and bricks onto the facades → (N,) share of each pixel that is glass."""
+        """Paint windows, shops and bricks onto the facades, and light into rooms at night.
+
+        Returns (N,) the share of each pixel that is glass.
+        """
         gloss = np.zeros(len(albedo), np.float32)
         index = np.flatnonzero(material == Material.FACADE)
-        wall = self.mesh.walls[self.mesh.wall[triangle[index]]]
+        wall = mesh.walls[mesh.wall[triangle[index]]]
         tx, ty, offset, base, pitch, floor, share, sill, head, shop, brick, tint, number, awning = wall.T
         u = point[index, 0] * tx + point[index, 1] * ty - offset
         z = point[index, 2] - base
@@ -180,7 +178,7 @@ class Shader:
         tone = 1 - brick * joint * (distance[index] < 25)
         inside = (np.abs(du - 0.5) < share / 2) & (dv > sill) & (dv < head)
         frame = (np.abs(du - 0.5) < share / 2 + 0.05) & (dv > sill - 0.05) & (dv < head + 0.05) & ~inside
-        in_shop = z < shop
+        in_shop = (z >= 0) & (z < shop)
         display = in_shop & (dv > 0.12) & (dv < 0.68) & (np.abs(du - 0.5) < 0.44)
         awned = in_shop & (dv >= 0.7)
         glass = np.where(in_shop, display, inside & (z > 0.4))
@@ -204,21 +202,63 @@ class Shader:
         weight = glass * sharp + mean * (1 - sharp)
         albedo[index] = paint + (pane - paint) * weight[:, None]
         gloss[index] = weight * np.where(blind[:, 0] > 0, 0.3, 1.0)
+        if self.light.lamps > 0:
+            # Some rooms are lit; where windows are smaller than pixels, their share of the light is seen.
+            tone = ((column * 3 + row * 5 + number) % 3).astype(np.int32)
+            lit = np.where(in_shop, 1.0, self._lookup(0, column * 5 + number * 7, row * 11) > 0.2)
+            lit = lit * sharp + 0.4 * (1 - sharp)
+            shine = weight * lit * (0.55 * self.light.lamps) * (1 + 0.3 * room)
+            glow[index] = shine[:, None] * ROOM_COLOURS[tone]
         return gloss
 
-    def _illumination(self, point: np.ndarray, normal: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    def _illumination(
+        self,
+        caster: RayCaster,
+        point: np.ndarray,
+        normal: np.ndarray,
+        distance: np.ndarray,
+        beams: tuple[Beam, ...],
+    ) -> np.ndarray:
         light = self.light
-        cosine = normal @ light.sun
-        lit = np.maximum(cosine, 0)
-        near = np.flatnonzero((cosine > 0) & (distance < SHADOW_RANGE))
-        start = point[near] + normal[near] * np.float32(0.02)
-        shadow = self.caster.occluded(start, np.broadcast_to(light.sun, start.shape).copy())
-        lit[near[shadow]] = 0
         # The sky lights what faces up most; the ground throws some light back at walls.
         up = 0.62 + 0.38 * normal[:, 2]
-        near_ground = np.clip(0.75 + 0.08 * point[:, 2], 0.75, 1.0)
+        height = point[:, 2] - self.surroundings.ground(point[:, :2])
+        near_ground = np.clip(0.75 + 0.08 * height, 0.75, 1.0)
         near_ground = np.where(normal[:, 2] > 0.5, 1.0, near_ground)
-        return lit[:, None] * light.sun_colour + (up * near_ground)[:, None] * light.ambient
+        result = (up * near_ground)[:, None] * light.ambient
+        if light.sun_colour.any():
+            cosine = normal @ light.sun
+            lit = np.maximum(cosine, 0)
+            near = np.flatnonzero((cosine > 0) & (distance < SHADOW_RANGE))
+            start = point[near] + normal[near] * np.float32(0.02)
+            shadow = caster.occluded(start, np.broadcast_to(light.sun, start.shape).copy())
+            lit[near[shadow]] = 0
+            result += lit[:, None] * light.sun_colour
+        if light.lamps > 0:
+            result += self._lamplight(point, normal, height)[:, None] * LAMP_COLOUR
+            for beam in beams:
+                self._add_beam(result, beam, point, normal)
+        return result
+
+    def _lamplight(self, point: np.ndarray, normal: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """(N,) light of the street lamps: pools on the ground that fade up the walls."""
+        pools = self.surroundings.lamplight(point[:, :2])
+        fade = np.clip(1.15 - height / 9.0, 0.06, 1.0)
+        return pools * fade * (0.55 + 0.45 * np.maximum(normal[:, 2], 0)) * (1.5 * self.light.lamps)
+
+    def _add_beam(self, result: np.ndarray, beam: Beam, point: np.ndarray, normal: np.ndarray) -> None:
+        gap = point - beam.place
+        index = np.flatnonzero((np.abs(gap[:, 0]) < beam.reach) & (np.abs(gap[:, 1]) < beam.reach))
+        gap = gap[index]
+        distance = np.linalg.norm(gap, axis=1)
+        gap = gap / np.maximum(distance, 0.1)[:, None]
+        cone = np.clip((gap @ beam.direction - 0.80) / 0.17, 0, 1)
+        # Dipped: little goes above the lamps.
+        cone = cone * np.where(gap[:, 2] > 0.02, 0.3, 1.0)
+        facing = 0.35 + 0.65 * np.abs(np.einsum("ij,ij->i", gap, normal[index]))
+        falls = np.clip(1.25 - distance / beam.reach, 0, 1) / (1 + (distance / 10.0) ** 2)
+        shine = beam.strength * self.light.lamps * cone * facing * falls
+        result[index] += shine[:, None] * BEAM_COLOUR
 
     def _add_reflections(
         self,

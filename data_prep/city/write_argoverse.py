@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from data_prep import rasterize
 from data_prep.city.drives import Log, Scene
-from data_prep.city.recording import Instruments, Layout, log_file, map_poses, timestamps
+from data_prep.city.recording import Layout, log_file, map_poses, timestamps
 from data_prep.city.sensors import Mount, Rig, RigPlan
 from data_prep.city.world import World
 from placerec_jax.ops.grid import Grid2D
@@ -83,13 +83,13 @@ def make_folders(root: Path, logs: list[Log]) -> None:
     (root / "map_files").mkdir()
 
 
-def write_log(root: Path, world: World, log: Log, own: Instruments, seed: int) -> None:
+def write_log(root: Path, world: World, log: Log, rig: Rig, seed: int) -> None:
     """The city, the calibration, and the pose at the time of every image and sweep of one log."""
     folder = root / log_folder(log)
     _write_json(folder / "city_info.json", {"city_name": world.location})
-    _write_json(folder / "vehicle_calibration_info.json", _calibration(own.rig))
+    _write_json(folder / "vehicle_calibration_info.json", _calibration(rig))
     for scene in log.scenes:
-        for time, pose in zip(*_poses(world, log, scene, own.rig, seed), strict=True):
+        for time, pose in zip(*_poses(world, log, scene, rig, seed), strict=True):
             path = folder / "poses" / f"city_SE3_egovehicle_{time}000.json"
             _write_json(path, {"rotation": _quaternion(pose[:3, :3]), "translation": pose[:3, 3].tolist()})
 
@@ -119,7 +119,7 @@ _MAP_NAME = {"MIA": "MIA_10316", "PIT": "PIT_10314"}
 def _poses(world: World, log: Log, scene: Scene, rig: Rig, seed: int) -> tuple[list[int], np.ndarray]:
     """Every time (µs) at which a sensor recorded, and (N, 4, 4) map_T_ego at those times."""
     times = np.unique(timestamps(log, scene, rig, seed))
-    return times.tolist(), map_poses(log, times, RIG)
+    return times.tolist(), map_poses(world, log, times, RIG)
 
 
 def _calibration(rig: Rig) -> dict:

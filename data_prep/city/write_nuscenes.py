@@ -8,13 +8,28 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_prep.city.drives import Log, Scene
-from data_prep.city.furniture import Car
+from data_prep.city.light import Light
 from data_prep.city.map_expansion import expansion, token, write_mask
-from data_prep.city.recording import Box, Instruments, ego_poses, file_name, log_file, timestamps
-from data_prep.city.sensors import CAMERAS
+from data_prep.city.recording import NUSCENES, Box, file_name, log_file, map_poses, timestamps
+from data_prep.city.sensors import CAMERAS, Rig
 from data_prep.city.world import World
 
 VERSION = "v1.0-trainval"
+CATEGORIES = {
+    "car": ("vehicle.car", "A parked or driving car."),
+    "truck": ("vehicle.truck", "A driving truck."),
+    "bus": ("vehicle.bus.rigid", "A driving bus."),
+    "adult": ("human.pedestrian.adult", "A person on foot."),
+    "child": ("human.pedestrian.child", "A child on foot."),
+}
+ATTRIBUTES = {
+    "vehicle.parked": "Vehicle is stationary for longer than this drive.",
+    "vehicle.moving": "Vehicle is moving.",
+    "vehicle.stopped": "Vehicle stands in traffic.",
+    "pedestrian.moving": "The person is walking.",
+    "pedestrian.standing": "The person is standing.",
+}
+
 CHANNELS = ("LIDAR_TOP", *CAMERAS)
 _VISIBILITY = ((0.4, "1", "v0-40"), (0.6, "2", "v40-60"), (0.8, "3", "v60-80"), (np.inf, "4", "v80-100"))
 
@@ -61,12 +76,14 @@ class TableWriter:
             ]
         }
         add = self.tables
-        add["category"].append(
-            {"token": token("category"), "name": "vehicle.car", "description": "A parked car."}
-        )
-        add["attribute"].append(
-            {"token": token("attribute"), "name": "vehicle.parked", "description": "Vehicle is stationary."}
-        )
+        for kind, (name, description) in CATEGORIES.items():
+            add["category"].append(
+                {"token": token("category", kind), "name": name, "description": description}
+            )
+        for name, description in ATTRIBUTES.items():
+            add["attribute"].append(
+                {"token": token("attribute", name), "name": name, "description": description}
+            )
         for _, number, level in _VISIBILITY:
             add["visibility"].append(
                 {"token": number, "level": level, "description": f"visible from the vehicle: {level[1:]} %"}
@@ -88,7 +105,7 @@ class TableWriter:
             }
         )
 
-    def add_log(self, log: Log, own: Instruments) -> None:
+    def add_log(self, log: Log, rig: Rig) -> None:
         """The log and the calibration of its sensors."""
         name = log_file(log)
         self.tables["log"].append(
@@ -100,8 +117,8 @@ class TableWriter:
                 "location": log.location,
             }
         )
-        poses = [own.rig.ego_T_lidar] + [camera.ego_T_camera for camera in own.rig.cameras]
-        intrinsics = [[]] + [camera.intrinsics.tolist() for camera in own.rig.cameras]
+        poses = [rig.ego_T_lidar] + [camera.ego_T_camera for camera in rig.cameras]
+        intrinsics = [[]] + [camera.intrinsics.tolist() for camera in rig.cameras]
         for channel, pose, matrix in zip(CHANNELS, poses, intrinsics, strict=True):
             self.tables["calibrated_sensor"].append(
                 {
@@ -114,12 +131,19 @@ class TableWriter:
             )
 
     def add_scene(
-        self, log: Log, scene: Scene, own: Instruments, cars: list[Car], boxes: list[list[Box]], seed: int
+        self,
+        world: World,
+        log: Log,
+        scene: Scene,
+        rig: Rig,
+        light: Light,
+        boxes: list[list[Box]],
+        seed: int,
     ) -> None:
         """The scene with its samples, sensor data, poses and annotations."""
         name = log_file(log)
-        times = timestamps(log, scene, own.rig, seed)
-        poses = ego_poses(log, times)
+        times = timestamps(log, scene, rig, seed)
+        poses = map_poses(world, log, times, NUSCENES.rig)
         samples = [token("sample", scene.name, k) for k in range(scene.keyframes)]
         self.tables["scene"].append(
             {
@@ -129,10 +153,11 @@ class TableWriter:
                 "first_sample_token": samples[0],
                 "last_sample_token": samples[-1],
                 "name": scene.name,
-                "description": f"Built-in city, {log.district} district, {_DRIVE_KINDS[log.kind]}.",
+                "description": f"Built-in city, {log.district} district, {_DRIVE_KINDS[log.kind]}, "
+                f"{_weather(light)}.",
             }
         )
-        width, height = own.rig.cameras[0].size
+        width, height = rig.cameras[0].size
         for k, sample in enumerate(samples):
             self.tables["sample"].append(
                 {
@@ -152,8 +177,8 @@ class TableWriter:
                     {
                         "token": data[1],
                         "timestamp": int(times[k, column]),
-                        "rotation": [float(np.cos(pose[2] / 2)), 0.0, 0.0, float(np.sin(pose[2] / 2))],
-                        "translation": [float(pose[0]), float(pose[1]), 0.0],
+                        "rotation": _quaternion(pose[:3, :3]),
+                        "translation": pose[:3, 3].tolist(),
                     }
                 )
                 self.tables["sample_data"].append(
@@ -172,30 +197,27 @@ class TableWriter:
                         "next": data[2] if k + 1 < scene.keyframes else "",
                     }
                 )
-        self._add_annotations(scene, samples, cars, boxes)
+        self._add_annotations(scene, samples, boxes)
 
-    def _add_annotations(
-        self, scene: Scene, samples: list[str], cars: list[Car], boxes: list[list[Box]]
-    ) -> None:
+    def _add_annotations(self, scene: Scene, samples: list[str], boxes: list[list[Box]]) -> None:
         seen: dict[int, list[tuple[int, Box]]] = {}
         for k, frame in enumerate(boxes):
             for box in frame:
-                seen.setdefault(box.car, []).append((k, box))
+                seen.setdefault(box.instance, []).append((k, box))
         for number, frames in sorted(seen.items()):
-            car = cars[number]
             tokens = [token("annotation", scene.name, number, k) for k, _ in frames]
             instance = token("instance", scene.name, number)
             self.tables["instance"].append(
                 {
                     "token": instance,
-                    "category_token": token("category"),
+                    "category_token": token("category", frames[0][1].kind),
                     "nbr_annotations": len(tokens),
                     "first_annotation_token": tokens[0],
                     "last_annotation_token": tokens[-1],
                 }
             )
-            length, width, height = car.size
             for i, (k, box) in enumerate(frames):
+                length, width, height = box.size
                 visibility = next(level for limit, level, _ in _VISIBILITY if box.visibility < limit)
                 self.tables["sample_annotation"].append(
                     {
@@ -203,10 +225,10 @@ class TableWriter:
                         "sample_token": samples[k],
                         "instance_token": instance,
                         "visibility_token": visibility,
-                        "attribute_tokens": [token("attribute")],
-                        "translation": [car.xy[0], car.xy[1], height / 2],
+                        "attribute_tokens": [token("attribute", _attribute(box))],
+                        "translation": (box.map_T_body @ [0, 0, height / 2, 1])[:3].tolist(),
                         "size": [width, length, height],
-                        "rotation": [float(np.cos(car.yaw / 2)), 0.0, 0.0, float(np.sin(car.yaw / 2))],
+                        "rotation": _quaternion(box.map_T_body[:3, :3]),
                         "prev": _at(tokens, i - 1),
                         "next": _at(tokens, i + 1),
                         "num_lidar_pts": box.lidar_points,
@@ -227,6 +249,17 @@ _DRIVE_KINDS = {
     "opposite": "revisit in the opposite direction",
     "lane": "revisit on another lane",
 }
+
+
+def _weather(light: Light) -> str:
+    sky = "rain" if light.wet > 0 else "snow on the ground" if light.snow > 0 else "dry"
+    return f"{light.season} {light.phase}, {sky}"
+
+
+def _attribute(box: Box) -> str:
+    if box.kind in ("adult", "child"):
+        return f"pedestrian.{box.state}"
+    return {"parked": "vehicle.parked", "moving": "vehicle.moving", "standing": "vehicle.stopped"}[box.state]
 
 
 def _at(tokens: list[str], index: int) -> str:

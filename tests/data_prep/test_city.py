@@ -17,11 +17,13 @@ from scipy.spatial import cKDTree
 
 from data_prep.city import generate, recording, sensors
 from data_prep.city.drives import KEYFRAME_SECONDS, Log
+from data_prep.city.light import draw_light
 from data_prep.city.mesh import Material, MeshBuilder, flat, wall_quad
 from data_prep.city.official_scenes import official_scenes
-from data_prep.city.shading import Shader, draw_light
+from data_prep.city.shading import Shader
 from data_prep.city.sizes import SIZES
 from data_prep.city.streets import Street, StreetGraph
+from data_prep.city.surroundings import open_ground
 from data_prep.city.world import World, build_world
 from data_prep.city.write_osm import write_osm
 from data_prep.errors import InputError
@@ -475,16 +477,16 @@ def test_shadows_fall_away_from_the_sun():
     builder = MeshBuilder(np.zeros(2))
     builder.add(flat(shapely.box(-50, -50, 50, 50), 0.0), Material.ASPHALT, (0.2, 0.2, 0.2))
     builder.add(wall_quad(np.array([0.0, -20]), np.array([0.0, 20]), 0, 10), Material.ROOF, (0.5, 0.5, 0.5))
-    light = draw_light(np.random.default_rng(1), 6)
+    light = draw_light("boston-seaport", "2018-06-01", 1527867000, np.random.default_rng(1))
     sunny = {"sun_colour": np.full(3, 2, np.float32), "ambient": np.full(3, 0.5, np.float32)}
     brightness = []
     for side in (1.0, -1.0):
         sun = np.array([side, 0, 1.0], np.float32) / np.sqrt(np.float32(2))
         caster = sensors.RayCaster(builder.build())
-        shader = Shader(caster, light.__class__(**{**vars(light), **sunny, "sun": sun}), 0.005)
+        shader = Shader(light.__class__(**{**vars(light), **sunny, "sun": sun}), 0.005, open_ground())
         origins = np.array([[-5, 0, 5], [5, 0, 5]], np.float32)
         down = np.array([[0, 0, -1], [0, 0, -1]], np.float32)
-        brightness.append(shader.shade(origins, down, caster.cast(origins, down)).mean(1))
+        brightness.append(shader.shade(caster, origins, down, caster.cast(origins, down)).mean(1))
     assert brightness[0][0] < 0.6 * brightness[0][1]  # the sun at +x: the wall shades -x
     assert brightness[1][1] < 0.6 * brightness[1][0]
 

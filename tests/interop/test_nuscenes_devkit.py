@@ -55,19 +55,19 @@ def test_projected_lidar_falls_on_what_the_camera_sees(probed):
         for log in logs:
             own = recording.instruments(world, log, "tiny", 0)
             for scene in log.scenes:
-                caster = sensors.RayCaster(recording.scene_mesh(world, log, scene, own.cars))
+                stage = recording.scene_stage(world, log, scene, own)
                 for times in recording.timestamps(log, scene, own.rig, 0):
                     for camera, time in zip(own.rig.cameras, times[1:], strict=True):
                         name = Path(recording.file_name(log, camera.channel, time)).name
                         u, v, depth = projected[name]
                         rays = np.stack([u, v, np.ones_like(u)], 1) @ np.linalg.inv(camera.intrinsics).T
-                        map_T_camera = (
-                            sensors.ego_to_map(recording.ego_poses(log, time)) @ camera.ego_T_camera
-                        )
+                        map_T_ego = recording.map_poses(world, log, time, recording.NUSCENES.rig)
+                        map_T_camera = map_T_ego @ camera.ego_T_camera
+                        view = stage.at(float((time - log.start) / 1e6), map_T_camera[:3, 3])
                         length = np.linalg.norm(rays, axis=1)
                         directions = (rays / length[:, None]) @ map_T_camera[:3, :3].T
                         origin = map_T_camera[:3, 3] - np.append(world.centre, 0.0)
-                        hits = caster.cast(
+                        hits = view.cast(
                             np.broadcast_to(origin, directions.shape).astype(np.float32),
                             directions.astype(np.float32),
                         )
