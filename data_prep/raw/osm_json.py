@@ -77,6 +77,8 @@ def _add(writer: osmium.SimpleWriter, element: dict[str, Any]) -> None:
 def _identifier(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"an identifier that is no whole number: {value!r}")
+    if abs(value) >= 2**63:
+        raise ValueError(f"an identifier of more than 64 bits: {value}")
     return value
 
 

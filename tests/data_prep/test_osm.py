@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import json
 
 import numpy as np
 import osmium
@@ -9,7 +10,7 @@ import pytest
 
 from data_prep import geodesy, rasterize
 from data_prep.errors import InputError
-from data_prep.raw import osm
+from data_prep.raw import osm, osm_tags
 from placerec_jax.ops.grid import Grid2D
 
 LOCATION = "singapore-onenorth"
@@ -43,6 +44,9 @@ BODY = """
   <member type="way" ref="3" role="inner"/>
   <tag k="type" v="multipolygon"/><tag k="building" v="yes"/></relation>
 """.format(**dict(zip(("lat", "lon"), geodesy.map_to_wgs84((5.2, 15.3), LOCATION), strict=True)))
+
+
+ROAD_BODY = '<way id="4" version="1"><nd ref="1"/><nd ref="2"/><tag k="highway" v="residential"/></way>'
 
 
 def rasters(data: osm.OsmData) -> np.ndarray:
@@ -110,10 +114,169 @@ def test_formats_agree(write_osm, tmp_path):
         ({"level": "2;3-5"}, False),
         ({"level": "0.5"}, False),
         ({"level": "mezzanine"}, True),
+        ({"tunnel": "yes"}, False),
+        ({"tunnel": "yes", "layer": "0"}, False),
+        ({"tunnel": "culvert"}, False),
+        ({"tunnel": "no"}, True),
+        ({"tunnel": "building_passage"}, True),
+        ({"tunnel": "avalanche_protector"}, True),
+        ({"bridge": "yes", "layer": "2"}, True),
     ],
 )
 def test_on_ground(tags, kept):
-    assert osm.on_ground(tags) is kept
+    assert osm_tags.on_ground(tags) is kept
+
+
+def test_a_tunnel_without_a_layer_is_not_drawn(write_osm):
+    """What is under the ground is not seen, whether or not somebody said how deep it lies."""
+    for tunnel, kept in (("yes", 0), ("building_passage", 1)):
+        way = (
+            '<way id="9" version="1"><nd ref="14"/><nd ref="15"/><tag k="highway" v="primary"/>'
+            f'<tag k="tunnel" v="{tunnel}"/></way>'
+        )
+        assert len(osm.read_osm(write_osm(NODES, BODY + way)).roads) == 1 + kept
+
+
+class TestClasses:
+    def test_the_tables_are_the_planes_of_orienternet(self):
+        assert [len(t) for t in (osm_tags.AREAS, osm_tags.WAYS, osm_tags.NODES)] == [7, 10, 33]
+        assert set(osm_tags.NAVIGATION_NODES) < set(osm_tags.NODES)
+        # No tag stands for two classes of a table: the order of the classes decides on overlaps alone.
+        for table in (osm_tags.AREAS, osm_tags.WAYS, osm_tags.NODES):
+            pairs = [(k, v) for tags in table.values() for k, vs in tags.items() for v in vs or ["*"]]
+            assert len(pairs) == len(set(pairs))
+
+    def test_every_class_is_read_from_each_of_its_tags(self, write_osm):
+        """One object for each tag of each class, and nothing else."""
+        body, nodes, expected = [ROAD_BODY], {1: (10.0, 12.0), 2: (18.0, 12.0)}, {}
+        number = 100
+        for kind, table in (("area", osm_tags.AREAS), ("way", osm_tags.WAYS), ("node", osm_tags.NODES)):
+            for name, tags in table.items():
+                for key, value in [(k, v) for k, vs in tags.items() for v in vs or ["yes"]]:
+                    tag = f'<tag k="{key}" v="{value}"/>'
+                    corners = list(range(number + 1, number + 4))
+                    nodes |= dict(zip(corners, [(2, 3), (8, 3), (8, 7)], strict=True))
+                    ring = "".join(f'<nd ref="{n}"/>' for n in [*corners, corners[0]])
+                    body.append(
+                        f'<way id="{number}" version="1">{ring}{tag}</way>'
+                        if kind != "node"
+                        else f'<node id="{number}" version="1" lat="1.29" lon="103.79">{tag}</node>'
+                    )
+                    expected[kind, name] = expected.get((kind, name), 0) + 1
+                    number += 10
+        data = osm.read_osm(write_osm(nodes, "\n".join(body)))
+        expected["way", "road"] += 1
+        found = {
+            **{("area", name): len(areas) for name, areas in data.areas.items() if areas},
+            **{("way", name): len(ways) for name, ways in data.ways.items() if ways},
+            **{("node", name): len(nodes) for name, nodes in data.nodes.items() if len(nodes)},
+        }
+        assert found == expected
+        assert len(data.road_kinds) == len(data.roads)
+
+    def test_a_wood_in_a_park_around_a_pond(self, write_osm):
+        """Areas of two classes from one multipolygon, whose hole is an area itself."""
+        body = """
+        <way id="1" version="1"><nd ref="1"/><nd ref="2"/><nd ref="3"/><nd ref="4"/><nd ref="1"/></way>
+        <way id="3" version="1"><nd ref="5"/><nd ref="6"/><nd ref="7"/><nd ref="8"/><nd ref="5"/>
+          <tag k="natural" v="water"/></way>
+        <relation id="1" version="1"><member type="way" ref="1" role="outer"/>
+          <member type="way" ref="3" role="inner"/>
+          <tag k="type" v="multipolygon"/><tag k="leisure" v="park"/><tag k="natural" v="wood"/></relation>"""
+        data = osm.read_osm(write_osm(NODES, ROAD_BODY + body))
+        assert {name: len(areas) for name, areas in data.areas.items() if areas} == {
+            "water": 1,
+            "forest": 1,
+            "park": 1,
+        }
+        assert [len(ring) for ring in data.areas["park"][0]] == [5, 5]
+        assert data.buildings_left_out == data.building_multipolygons == 0
+
+    def test_a_node_has_one_class(self, write_osm):
+        node = '<node id="99" version="1" lat="1.29" lon="103.79"><tag k="highway" v="street_lamp"/>{}</node>'
+        both = node.format('<tag k="man_made" v="utility_pole"/>')
+        data = osm.read_osm(write_osm(NODES, BODY + both))
+        assert len(data.nodes["street_lamp"]) == 1
+        assert len(data.nodes["utility_pole"]) == 0
+
+
+class TestJson:
+    """The answers of Overpass and of the OSM interface."""
+
+    def answer(self) -> dict:
+        def node(number, xy, **tags):
+            lat, lon = geodesy.map_to_wgs84(xy, LOCATION)
+            return {"type": "node", "id": number, "lat": lat, "lon": lon, **({"tags": tags} if tags else {})}
+
+        def way(number, nodes, **tags):
+            return {"type": "way", "id": number, "nodes": nodes, "tags": tags}
+
+        roles = [(1, "outer"), (2, "outer"), (3, "inner")]
+        return {
+            "version": 0.6,
+            "generator": "Overpass API",
+            "osm3s": {"timestamp_osm_base": "2024-07-08T09:10:11Z", "copyright": "..."},
+            "elements": [
+                {
+                    "type": "relation",
+                    "id": 1,
+                    "members": [{"type": "way", "ref": ref, "role": role} for ref, role in roles],
+                    "tags": {"type": "multipolygon", "building": "yes"},
+                },
+                way(1, [1, 2, 3]),
+                way(2, [1, 4, 3]),
+                way(3, [5, 6, 7, 8, 5]),
+                way(4, [9, 10], highway="residential"),
+                way(6, [14, 15], highway="primary", layer="-1"),
+                *(node(number, xy) for number, xy in NODES.items()),
+                node(16, (5.2, 15.3), highway="traffic_signals"),
+                {"type": "count", "id": 0, "tags": {"total": "3"}},
+            ],
+        }
+
+    @pytest.mark.parametrize("name", ["a.json", "a.osm.json"])
+    def test_the_same_map_as_from_xml(self, write_osm, tmp_path, name):
+        (tmp_path / name).write_text(json.dumps(self.answer()))
+        data = osm.read_osm(tmp_path / name)
+        np.testing.assert_array_equal(rasters(data), rasters(osm.read_osm(write_osm(NODES, BODY))))
+        assert data.snapshot == "2024-07-08T09:10:11Z"
+        assert data.path == tmp_path / name
+
+    def test_the_osm_interface_states_no_date(self, tmp_path):
+        answer = self.answer()
+        del answer["osm3s"]
+        (tmp_path / "a.json").write_text(json.dumps(answer))
+        assert osm.read_osm(tmp_path / "a.json").snapshot is None
+
+    @pytest.mark.parametrize(
+        ("damage", "expected"),
+        [
+            (lambda a: a.pop("elements"), "list of 'elements'"),
+            (lambda a: a.update(elements={}), "list of 'elements'"),
+            (lambda a: a["elements"][1].pop("nodes"), r"element 1 \(way 1\).*nodes.*out body"),
+            (lambda a: a["elements"][-2].update(lat="north"), r"element \d+ \(node 16\).*north"),
+            (lambda a: a["elements"][-2].update(lat=float("nan")), r"element \d+ \(node 16\).*nan"),
+            (lambda a: a["elements"][-2].update(lat=95.0), "node 16: expected .latitude. <= 90.*95"),
+            (lambda a: a["elements"][-2].update(tags={"highway": 3}), r"node 16.*not text"),
+            (lambda a: a["elements"][1].update(id="one"), r"element 1.*whole number.*'one'"),
+            (lambda a: a["elements"][1].update(id=2**70), r"element 1 .*64 bits"),
+            (lambda a: a["elements"].insert(0, "text"), r"element 0 \(str\)"),
+            (lambda a: a["elements"][0]["members"][0].update(type="area"), r"element 0 \(relation 1\)"),
+            (lambda a: a["elements"][1].update(nodes=[1, -2, 3]), "positive node identifiers, found -2"),
+        ],
+    )
+    def test_bad_answers(self, tmp_path, damage, expected):
+        answer = self.answer()
+        damage(answer)
+        (tmp_path / "a.json").write_text(json.dumps(answer))
+        with pytest.raises(InputError, match=expected) as error:
+            osm.read_osm(tmp_path / "a.json")
+        assert str(tmp_path / "a.json") in str(error.value)
+
+    def test_truncated(self, tmp_path):
+        (tmp_path / "a.json").write_text(json.dumps(self.answer())[:-40])
+        with pytest.raises(InputError, match=r"a\.json: expected the JSON.*truncated"):
+            osm.read_osm(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ class Probe(osmium.SimpleHandler):
     def way(self, way: osmium.osm.Way) -> None:
         self.ids.append(way.id)
         if "highway" in way.tags:
-            positions = [[node.lat, node.lon] for node in way.nodes]
+            # An extract's edge cuts ways: null where the file lacks a node.
+            positions = [[n.lat, n.lon] if n.location.valid() else None for n in way.nodes]
             self.highways.append({"tags": dict(way.tags), "latlon": positions})
 
     def relation(self, relation: osmium.osm.Relation) -> None:
@@ -40,7 +41,7 @@ class Probe(osmium.SimpleHandler):
         for outer in area.outer_rings():
             rings.append([[node.lat, node.lon] for node in outer])
             rings += [[[node.lat, node.lon] for node in inner] for inner in area.inner_rings(outer)]
-        self.buildings.append({"from_way": area.from_way(), "rings": rings})
+        self.buildings.append({"from_way": area.from_way(), "tags": dict(area.tags), "rings": rings})
 
 
 def main(path: str, answers_path: str) -> None:
@@ -53,7 +54,9 @@ def main(path: str, answers_path: str) -> None:
         "highways": probe.highways,
         "points": probe.points,
         "ids": probe.ids,
-        "bounds": [box.bottom_left.lat, box.bottom_left.lon, box.top_right.lat, box.top_right.lon],
+        "bounds": [box.bottom_left.lat, box.bottom_left.lon, box.top_right.lat, box.top_right.lon]
+        if box.valid()
+        else None,
     }
     with open(answers_path, "w") as file:
         json.dump(answers, file)
