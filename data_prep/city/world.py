@@ -19,7 +19,7 @@ from data_prep.city.markings import Marking, plan_markings
 from data_prep.city.mesh import Material, Mesh, MeshBuilder, polygons
 from data_prep.city.sizes import CANVASES, CitySize
 from data_prep.city.streets import Street, StreetGraph, subdivide_district
-from data_prep.city.terrain import Terrain, flat_terrain
+from data_prep.city.terrain import Terrain, make_terrain
 
 # m between districts: two map patches (133 m from the ego to a corner) with the ring roads' bends
 BELT = 302.0
@@ -62,9 +62,9 @@ def location_rng(seed: int, location: str, *purpose: int) -> np.random.Generator
 def build_world(location: str, size: CitySize, seed: int) -> World:
     """Build the town of `location`: the same for the same arguments, in any process."""
     rng = location_rng(seed, location, 0)
-    graph, river, tunnel, _ = _street_plan(location, size, rng)
+    graph, river, tunnel, valley = _street_plan(location, size, rng)
     lower, upper = graph.nodes.min(0), graph.nodes.max(0)
-    terrain = flat_terrain()
+    terrain = make_terrain(lower - 150, upper + 150, *valley, location_rng(seed, location, 20))
     drives_on_left = location.startswith("singapore")
     road, reach = _road_surface(graph)
     blocks = _blocks(graph, reach, rng)

@@ -36,6 +36,9 @@ _SHAPES = {
 }
 
 
+_BLOCK_TAGS = {Material.GRASS: {"landuse": "grass"}, Material.PAVING: {"amenity": "parking"}}
+
+
 class _Osm:
     """Collects elements; ids are positive and unique over all kinds."""
 
@@ -81,7 +84,7 @@ def _tags(tags: dict[str, str]) -> str:
 
 
 def write_osm(path: Path, world: World) -> None:
-    """Write streets, footways, a tunnel, buildings, poles, trees, parks and the river of one town.
+    """Write streets, footways, crossings, a tunnel, buildings, poles, trees, open ground and the river.
 
     Only things that are rendered are in it, apart from the tunnel (layer=-1), which maps of the surface
     must leave out.
@@ -121,9 +124,12 @@ def write_osm(path: Path, world: World) -> None:
     for tree in world.furniture.trees:
         osm.node(np.array(tree.xy), {"natural": "tree"})
     for block in world.blocks:
-        if block.surface == Material.GRASS:
-            tags = {"leisure": "park"} if block.park else {"landuse": "grass"}
-            osm.way(osm.ring(block.polygon.exterior), tags)
+        if block.park:
+            osm.way(osm.ring(block.polygon.exterior), {"leisure": "park"})
+        elif block.surface in _BLOCK_TAGS:
+            osm.way(osm.ring(block.polygon.exterior), _BLOCK_TAGS[block.surface])
+    for crossing in world.crossings:
+        osm.node(np.array(crossing.centroid.coords[0]), {"highway": "crossing", "crossing": "marked"})
     osm.way(osm.ring(world.river.exterior), {"natural": "water", "water": "river"})
     lower, upper = graph.nodes.min(0) - 160.0, graph.nodes.max(0) + 160.0
     (south, west), (north, east) = map_to_wgs84(np.stack([lower, upper]), world.location)

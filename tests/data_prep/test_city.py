@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import shapely
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from data_prep.city import generate, recording, sensors
 from data_prep.city.drives import KEYFRAME_SECONDS, Log
@@ -216,15 +217,20 @@ def test_images_show_something_and_have_the_stated_size(city, tables):
 
 def test_point_clouds_stand_on_the_ground(city, tables):
     calibration = {record["token"]: record for record in tables["calibrated_sensor"]}
+    poses = {record["token"]: record for record in tables["ego_pose"]}
+    world = build_world("boston-seaport", SIZES["tiny"], 0)
+    bed = world.river.buffer(1.0)
+    shapely.prepare(bed)
     for data in tables["sample_data"]:
         if data["fileformat"] != "pcd":
             continue
         points = np.fromfile(city / "nuscenes" / data["filename"], np.float32).reshape(-1, 5)
-        mount = calibration[data["calibrated_sensor_token"]]
-        w, x, y, z = mount["rotation"]
-        up = np.array([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
-        height = points[:, :3] @ up + mount["translation"][2]
-        assert height.min() > -0.25
+        xyz = points[:, :3]
+        for record in (calibration[data["calibrated_sensor_token"]], poses[data["ego_pose_token"]]):
+            rotation = Rotation.from_quat(record["rotation"], scalar_first=True)
+            xyz = rotation.apply(xyz) + record["translation"]
+        height = xyz[:, 2] - world.terrain.height(xyz[:, :2])
+        assert height[~shapely.contains_xy(bed, xyz[:, :2])].min() > -0.3
         assert ((np.abs(height) < 0.05) | (np.abs(height - 0.15) < 0.05)).mean() > 0.3  # road and sidewalk
         assert (height > 2).mean() > 0.02  # walls, trees, poles
         assert set(np.unique(points[:, 4])) <= set(range(32))
@@ -308,18 +314,19 @@ def test_rays_from_above_meet_what_the_map_says(towns):
         start = np.append(xy - world.centre, np.full((len(xy), 1), 200.0), 1).astype(np.float32)
         down = np.broadcast_to(np.array([0, 0, -1], np.float32), start.shape).copy()
         hits = caster.cast(start, down)
-        height = 200 - hits.distance
+        z = 200 - hits.distance
+        height = z - world.terrain.height(xy)
         material = world.mesh.material[hits.triangle]
         assert (hits.triangle >= 0).all()
         on_building = np.zeros(len(xy), bool)
         pairs = shapely.STRtree([b.footprint for b in world.buildings]).query(shapely.points(xy), "within")
         on_building[pairs[0]] = True
         assert (height[on_building] > 2.5).all()
-        for point, building in pairs.T:
-            top = world.buildings[building]
-            assert height[point] > top.height - 0.01
+        for point, number in pairs.T:
+            building = world.buildings[number]
+            assert z[point] > building.floor + building.height - 0.01
         on_road = shapely.contains_xy(world.road, xy)
-        ground = (height < 0.1) & (height > -0.01)
+        ground = (height < 0.05) & (height > -0.01)
         paved = np.isin(material, [Material.ASPHALT, Material.MARKING])
         assert on_road.mean() > 0.03
         assert (paved & ground)[on_road].mean() > 0.85  # the rest is under trees, lamps and signals
