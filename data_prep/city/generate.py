@@ -158,12 +158,12 @@ def _write_argoverse(root: Path, size_name: str, seed: int, workers: int) -> Non
     towns = list(plan(size_name, seed, locations))
     write_argoverse.make_folders(root, [log for _, logs in towns for log in logs])
     _write_osm_files(root / "osm", towns)
-    _record(root, towns, size_name, seed, workers, write_argoverse.LAYOUT)
+    recorded = _record(root, towns, size_name, seed, workers, write_argoverse.LAYOUT)
     for world, logs in towns:
         write_argoverse.write_map(root, world)
         for log in logs:
             rig = log_rig(log, size_name, seed, write_argoverse.LAYOUT)
-            write_argoverse.write_log(root, world, log, rig, seed)
+            write_argoverse.write_log(root, world, log, rig, recorded, seed)
 
 
 def _write_nuscenes(

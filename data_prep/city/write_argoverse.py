@@ -2,12 +2,14 @@
 
 Two towns stand for Miami (MIA) and Pittsburgh (PIT), in the city frames of those, so that UTM and
 OpenStreetMap fit as they do for the real data. What Argoverse has and this does not write: stereo images
-(their calibration is there, because the official loader wants it), annotations, lane graph, ground heights,
-and the images and sweeps between keyframes. The calibration says the size of the images, which are smaller
-than the real ones.
+(their calibration is there, because the official loader wants it), lane graph, ground heights, and the images
+and sweeps between keyframes. The calibration says the size of the images, which are smaller than the real
+ones. As published, logs of the test split have no annotations.
 """
 
 import json
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from scipy.spatial.transform import Rotation
 
 from data_prep import rasterize
 from data_prep.city.drives import Log, Scene
-from data_prep.city.recording import Layout, log_file, map_poses, timestamps
+from data_prep.city.recording import Box, Layout, log_file, map_poses, timestamps
 from data_prep.city.sensors import Mount, Rig, RigPlan
 from data_prep.city.world import World
+from placerec_jax.ops import rigid
 from placerec_jax.ops.grid import Grid2D
 
 LOCATIONS = ("PIT", "MIA")
@@ -44,6 +47,14 @@ _STEREO = {"stereo_front_left": 0.148, "stereo_front_right": -0.150}  # m to the
 _FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # ego axes from camera axes
 
 _POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "u1"), ("laser_number", "u1")])
+ANNOTATIONS = "per_sweep_annotations_amodal"
+_LABEL_CLASS = {
+    "car": "VEHICLE",
+    "truck": "LARGE_VEHICLE",
+    "bus": "BUS",
+    "adult": "PEDESTRIAN",
+    "child": "PEDESTRIAN",
+}
 MAP_MARGIN = 100.0  # m of map around the roads
 
 
@@ -83,8 +94,13 @@ def make_folders(root: Path, logs: list[Log]) -> None:
     (root / "map_files").mkdir()
 
 
-def write_log(root: Path, world: World, log: Log, rig: Rig, seed: int) -> None:
-    """The city, the calibration, and the pose at the time of every image and sweep of one log."""
+def write_log(
+    root: Path, world: World, log: Log, rig: Rig, boxes: Mapping[str, list[list[Box]]], seed: int
+) -> None:
+    """The city, the calibration, the annotations, and the pose at the time of every image and sweep of a log.
+
+    `boxes` are what `record_scene` gave, by the scene's name.
+    """
     folder = root / log_folder(log)
     _write_json(folder / "city_info.json", {"city_name": world.location})
     _write_json(folder / "vehicle_calibration_info.json", _calibration(rig))
@@ -92,6 +108,8 @@ def write_log(root: Path, world: World, log: Log, rig: Rig, seed: int) -> None:
         for time, pose in zip(*_poses(world, log, scene, rig, seed), strict=True):
             path = folder / "poses" / f"city_SE3_egovehicle_{time}000.json"
             _write_json(path, {"rotation": _quaternion(pose[:3, :3]), "translation": pose[:3, 3].tolist()})
+        if log.district != "test":
+            _write_annotations(folder, world, log, scene, rig, boxes[scene.name], seed)
 
 
 def write_map(root: Path, world: World) -> None:
@@ -120,6 +138,33 @@ def _poses(world: World, log: Log, scene: Scene, rig: Rig, seed: int) -> tuple[l
     """Every time (µs) at which a sensor recorded, and (N, 4, 4) map_T_ego at those times."""
     times = np.unique(timestamps(log, scene, rig, seed))
     return times.tolist(), map_poses(world, log, times, RIG)
+
+
+def _write_annotations(
+    folder: Path, world: World, log: Log, scene: Scene, rig: Rig, boxes: list[list[Box]], seed: int
+) -> None:
+    """What LiDAR returns came from, one file a sweep, in the ego frame at its time."""
+    sweeps = timestamps(log, scene, rig, seed)[:, 0]
+    (folder / ANNOTATIONS).mkdir(exist_ok=True)
+    for time, pose, of_sweep in zip(sweeps, map_poses(world, log, sweeps, RIG), boxes, strict=True):
+        content = [_annotation(log, int(time), pose, box) for box in of_sweep if box.lidar_points]
+        _write_json(folder / ANNOTATIONS / f"tracked_object_labels_{time}000.json", content)
+
+
+def _annotation(log: Log, time: int, map_T_ego: np.ndarray, box: Box) -> dict:
+    length, width, height = box.size
+    body = rigid.rigid_inverse(map_T_ego) @ box.map_T_body
+    centre = body @ [0.0, 0.0, height / 2, 1.0]
+    return {
+        "center": dict(zip("xyz", centre[:3].tolist(), strict=True)),
+        "rotation": dict(zip("wxyz", _quaternion(body[:3, :3]), strict=True)),
+        "length": length,
+        "width": width,
+        "height": height,
+        "track_label_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{log_file(log)} {box.instance}")),
+        "timestamp": time * 1000,
+        "label_class": _LABEL_CLASS[box.kind],
+    }
 
 
 def _calibration(rig: Rig) -> dict:
@@ -156,7 +201,7 @@ def _camera(channel: str, intrinsics: np.ndarray, ego_T_camera: np.ndarray, size
     return {"key": f"image_raw_{channel}", "value": value}
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

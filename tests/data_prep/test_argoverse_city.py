@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+from scipy.spatial.transform import Rotation
 
 from data_prep import datasets, geodesy, maploc
 from data_prep.city import generate, write_argoverse
@@ -85,6 +86,36 @@ def test_sweeps_lie_in_the_ego_frame_and_on_the_ground(recordings, world):
         height = on_map[:, 2] - world.terrain.height(on_map[:, :2])
         assert np.median(np.abs(height)) < 0.05
         assert pose[2, 3] - world.terrain.height(pose[:2, 3]) == pytest.approx(0.33, abs=0.02)
+
+
+def test_annotations_hold_the_returns_of_what_they_name(root, recordings):
+    """Boxes are in the ego frame: they are full of returns, and there are none for the test split."""
+    held, kinds, tracks = [], set(), {}
+    for frame in recordings.frames:
+        log = frame.lidar.path.parent.parent
+        folder = log / "per_sweep_annotations_amodal"
+        if recordings.split_of_log[frame.scene] == "test":
+            assert not folder.exists()
+            continue
+        time = frame.lidar.path.stem.removeprefix("PC_")
+        points = argoverse.read_sweep(frame.lidar.path)[:, :3].astype(np.float64)
+        for label in json.loads((folder / f"tracked_object_labels_{time}.json").read_text()):
+            assert label["timestamp"] == int(time)
+            turn = Rotation.from_quat([label["rotation"][axis] for axis in "xyzw"])
+            local = turn.inv().apply(points - [label["center"][axis] for axis in "xyz"])
+            half = np.array([label["length"], label["width"], label["height"]]) / 2
+            inside = (np.abs(local) < half + 0.1).all(axis=1).sum()
+            # Far-away things have few returns, and noise may put those outside.
+            held += [inside] if np.linalg.norm(list(label["center"].values())) < 25 else []
+            kinds.add(label["label_class"])
+            tracks.setdefault((frame.scene, label["track_label_uuid"]), []).append(label["label_class"])
+    assert len(held) > 10
+    assert np.mean(np.array(held) > 0) > 0.95
+    assert "VEHICLE" in kinds
+    assert kinds <= {"VEHICLE", "LARGE_VEHICLE", "BUS", "PEDESTRIAN"}
+    # What is seen in several sweeps keeps its name and its class.
+    assert max(map(len, tracks.values())) > 2
+    assert all(len(set(classes)) == 1 for classes in tracks.values())
 
 
 def test_vehicle_drives_on_the_drivable_area(root, recordings, world):
