@@ -1,9 +1,10 @@
-"""What a raw nuScenes root holds, what is missing, and how long and large its conversion will be.
+"""What a raw dataset root holds, what is missing, and how long and large its conversion will be.
 
-    python -m data_prep check ROOT [--version VERSION] [--workers N] [--image-width PIXELS]
+    python -m data_prep check ROOT [--dataset NAME] [--version VERSION] [--workers N] [--image-width PIXELS]
 
-Takes seconds: the gigabyte tables are not read through, only their ends and their first keyframes; files are
-counted by folder and looked up for those keyframes. Exit status 1 if anything is missing.
+Takes seconds: of nuScenes the gigabyte tables are not read through, only their ends and their first
+keyframes; files are counted by folder and looked up for those keyframes. Of Argoverse file names are read,
+not files. Exit status 1 if anything is missing.
 """
 
 import argparse
@@ -11,16 +12,19 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_prep import images, maploc
+from data_prep import geodesy, images, maploc
 from data_prep.errors import InputError
-from data_prep.raw import nuscenes
+from data_prep.raw import argoverse, nuscenes
+
+Findings = Iterator[tuple[bool, str]]  # whether it is as it should be, one line to read
 
 _KEYFRAMES_LOOKED_UP = 500
+_OSM_MARGIN = 300.0  # m around a map
 _IMAGES_TIMED = 12
 
 
@@ -28,10 +32,11 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns 0 if everything is there, 1 if not."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep check",
-        description="What a raw nuScenes root holds, and what its conversion takes.",
+        description="What a raw dataset root holds, and what its conversion takes.",
     )
     parser.add_argument("root", type=Path)
-    parser.add_argument("--version", choices=nuscenes.VERSIONS, help="default: the only one in the root")
+    parser.add_argument("--dataset", choices=sorted(CHECKS), default="nuscenes", help="default: nuscenes")
+    parser.add_argument("--version", help="e.g. v1.0-trainval; default: the only one in the root")
     parser.add_argument(
         "--workers",
         type=maploc.positive,
@@ -42,19 +47,77 @@ def main(argv: Sequence[str]) -> int:
         "--image-width", type=maploc.positive, default=400, help="for the estimate; default 400"
     )
     options = parser.parse_args(argv)
-    version = nuscenes.find_version(options.root, options.version)
+    version, findings = CHECKS[options.dataset](
+        options.root, options.version, options.workers, options.image_width
+    )
     built_in = " (written by the built-in city)" if (options.root / nuscenes.CITY_MARKER).exists() else ""
-    print(f"{options.root}: nuScenes {version}{built_in}")
+    print(f"{options.root}: {options.dataset} {version}{built_in}")
     whole = True
-    for good, line in check(options.root, version, options.workers, options.image_width):
+    for good, line in findings:
         whole &= good
         print(f"{'  ok     ' if good else '  MISSING'} {line}")
     print("Everything is there." if whole else "Not all is there: see the lines marked MISSING.")
     return 0 if whole else 1
 
 
-def check(root: Path, version: str, workers: int, image_width: int) -> Iterator[tuple[bool, str]]:
-    """Findings: (whether it is as it should be, one line to read)."""
+def check_nuscenes(root: Path, version: str | None, workers: int, image_width: int) -> tuple[str, Findings]:
+    """The version, and what is found of it."""
+    version = nuscenes.find_version(root, version)
+    return version, _nuscenes_findings(root, version, workers, image_width)
+
+
+def check_argoverse(root: Path, version: str | None, workers: int, image_width: int) -> tuple[str, Findings]:
+    """The version, and what is found of it."""
+    argoverse.check_version(root, version)
+    return argoverse.VERSION, _argoverse_findings(root, workers, image_width)
+
+
+CHECKS: dict[str, Callable[[Path, str | None, int, int], tuple[str, Findings]]] = {
+    "argoverse": check_argoverse,
+    "nuscenes": check_nuscenes,
+}
+
+
+def _argoverse_findings(root: Path, workers: int, image_width: int) -> Findings:
+    try:
+        logs = argoverse.find_logs(root)
+    except InputError as error:
+        yield False, str(error)
+        return
+    splits = Counter(log.split for log in logs)
+    cities = Counter(log.city for log in logs)
+    yield True, f"{len(logs)} logs ({_counted(splits)}; {_counted(cities)})"
+    keyframes = sum(len(log.keyframes) for log in logs)
+    lacking = sum(log.sweeps_without_images for log in logs)
+    yield (
+        True,
+        f"{keyframes} keyframes, {argoverse.KEYFRAME_RATE:g} a second; {lacking} of "
+        f"{sum(log.sweeps for log in logs)} sweeps lack a pose or an image and are passed over",
+    )
+    for city in sorted(cities):
+        try:
+            area = argoverse.read_drivable_area(root, city)
+        except InputError as error:
+            yield False, str(error)
+            continue
+        south, west, north, east = geodesy.wgs84_bounds(area.extent(), city, _OSM_MARGIN)
+        columns, rows = area.cells.shape[::-1]
+        yield (
+            True,
+            f"drivable area of {city}: {columns} x {rows} cells; the OpenStreetMap to fetch: latitude "
+            f"{south:.5f} to {north:.5f}, longitude {west:.5f} to {east:.5f}",
+        )
+    camera = argoverse.RING_CAMERAS[0]
+    firsts = ((log.path, log.keyframes[0][1][camera]) for log in logs[:_IMAGES_TIMED])
+    timed = [path / camera / f"{camera}_{time}.jpg" for path, time in firsts]
+    yield from _estimate(timed, keyframes * len(argoverse.RING_CAMERAS), workers, image_width)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _nuscenes_findings(root: Path, version: str, workers: int, image_width: int) -> Findings:
     tables = {name: root / version / f"{name}.json" for name in nuscenes.TABLES}
     missing = [name for name, path in tables.items() if not path.is_file()]
     damaged = [name for name, path in tables.items() if name not in missing and not _ends_whole(path)]
@@ -76,8 +139,7 @@ def check(root: Path, version: str, workers: int, image_width: int) -> Iterator[
         yield False, f"tables: {error} is a field that is not there, or a token that points nowhere"
         return
     total = sum(keyframes.values())
-    by_location = ", ".join(f"{location} {count}" for location, count in sorted(keyframes.items()))
-    yield bool(total), f"{len(scenes)} scenes, {total} keyframes ({by_location})"
+    yield bool(total), f"{len(scenes)} scenes, {total} keyframes ({_counted(keyframes)})"
 
     for channel in (*nuscenes.CAMERAS, nuscenes.LIDAR):
         folder = root / "samples" / channel
@@ -99,15 +161,24 @@ def check(root: Path, version: str, workers: int, image_width: int) -> Iterator[
 
     timed = [root / r["filename"] for r in data if r["filename"].endswith(".jpg")][:_IMAGES_TIMED]
     timed = [path for path in timed if path.is_file()]
-    if timed:
+    yield from _estimate(timed, total * len(nuscenes.CAMERAS), workers, image_width)
+
+
+def _estimate(timed: Sequence[Path], count: int, workers: int, image_width: int) -> Findings:
+    """What converting `count` images takes, from the images in `timed`."""
+    if not timed:
+        return
+    try:
         seconds, size = _time_images(timed, image_width)
-        count = total * len(nuscenes.CAMERAS)
-        yield (
-            True,
-            f"`maploc` would take about {_duration(seconds * count / workers)} with {workers} workers and "
-            f"write {size * count / 1e9:.2f} GB (from {len(timed)} images: {seconds * 1e3:.1f} ms, "
-            f"{size / 1e3:.0f} kB each)",
-        )
+    except InputError as error:
+        yield False, str(error)
+        return
+    yield (
+        True,
+        f"`maploc` would take about {_duration(seconds * count / workers)} with {workers} workers and "
+        f"write {size * count / 1e9:.2f} GB (from {len(timed)} images: {seconds * 1e3:.1f} ms, "
+        f"{size / 1e3:.0f} kB each)",
+    )
 
 
 def _ends_whole(path: Path) -> bool:

@@ -16,6 +16,7 @@ The ego frame is that of the rear axle: x forward, y left, z up, about 0.33 m ab
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -86,13 +87,38 @@ _PLY_TYPES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Log:
+    """One log and which of its sweeps are keyframes, as the names of its files tell."""
+
+    path: Path
+    split: str
+    city: str
+    sweeps: int
+    sweeps_without_images: int  # that lack a pose, or an image of a camera within the tolerance
+    keyframes: list[tuple[int, dict[str, int]]]  # ns of the sweep, and camera → ns of its nearest image
+
+
+@dataclasses.dataclass(frozen=True)
 class Recordings:
     """All keyframes of a root, ordered by log, then time."""
 
     frames: list[Frame]
-    split_of_log: dict[str, str]
-    sweeps: int  # of all logs
-    sweeps_without_images: int  # that lack a pose, or an image of a camera within the tolerance
+    logs: list[Log]
+
+    @functools.cached_property
+    def split_of_log(self) -> dict[str, str]:
+        """train, val or test by the log's name."""
+        return {log.path.name: log.split for log in self.logs}
+
+    @property
+    def sweeps(self) -> int:
+        """Of all logs."""
+        return sum(log.sweeps for log in self.logs)
+
+    @property
+    def sweeps_without_images(self) -> int:
+        """Of all logs."""
+        return sum(log.sweeps_without_images for log in self.logs)
 
 
 def read_frames(
@@ -101,44 +127,46 @@ def read_frames(
     rate: float = KEYFRAME_RATE,
     tolerance: float = TOLERANCE,
 ) -> Recordings:
-    """The keyframes of all logs, `rate` (Hz) of them a second, each with one image of each of `cameras`.
+    """The keyframes of all logs: see `find_logs`. `scene` is the log, `location` the city, `token` the log
+    and the sweep's time.
 
-    `scene` is the log, `location` the city, `token` the log and the sweep's time. `tolerance` (s) is how far
-    an image may be from its sweep. Raises InputError for missing or damaged files, values of the wrong type,
-    quaternions that are not of unit length, unknown cameras and cities, and logs without a single keyframe.
-    Does not look at images and sweeps: see `check_files`.
+    Raises InputError for missing or damaged files, values of the wrong type and quaternions that are not of
+    unit length. Does not look at images and sweeps: see `check_files`.
+    """
+    logs = find_logs(root, cameras, rate, tolerance)
+    frames: list[Frame] = []
+    for log in tqdm(logs, desc="reading poses", unit="log", delay=1, leave=False):
+        calibration = _read_calibration(log.path / "vehicle_calibration_info.json", cameras)
+        frames += [_frame(log, sweep, images, calibration) for sweep, images in log.keyframes]
+    return Recordings(frames, logs)
+
+
+def check_version(root: Path, version: str | None) -> None:
+    """InputError for a version that is not the only one."""
+    if version not in (None, VERSION):
+        raise InputError(
+            f"{root}: expected version {VERSION} of Argoverse, the only one there is; asked for {version}. "
+            "Leave out --version."
+        )
+
+
+def find_logs(
+    root: Path,
+    cameras: Sequence[str] = RING_CAMERAS,
+    rate: float = KEYFRAME_RATE,
+    tolerance: float = TOLERANCE,
+) -> list[Log]:
+    """All logs by name, with `rate` (Hz) keyframes a second that have one image of each of `cameras`.
+
+    `tolerance` (s) is how far an image may be from its sweep. Raises InputError for a root without logs, logs
+    without a single keyframe, and unknown cameras and cities.
     """
     _check_cameras(cameras)
-    logs = _find_logs(root)
-    frames: list[Frame] = []
-    sweeps = lacking = 0
-    for log in tqdm(logs, desc="reading logs", unit="log", delay=1, leave=False):
-        times = _times(log.path / "lidar", "PC", ".ply")
-        if not times.size:
-            raise InputError(
-                f"{log.path / 'lidar'}: expected sweeps PC_NANOSECONDS.ply, found none. Unpack the archive "
-                f"of {log.path.parent.name} again."
-            )
-        images = {camera: _times(log.path / camera, camera, ".jpg") for camera in cameras}
-        posed = _times(log.path / "poses", "city_SE3_egovehicle", ".json")
-        usable, nearest = _synchronize(times, images, posed, tolerance)
-        if not usable.any():
-            counts = ", ".join(f"{len(of_camera)} of {name}" for name, of_camera in images.items())
-            raise InputError(
-                f"{log.path}: expected sweeps with a pose and an image of every camera within "
-                f"{1e3 * tolerance:.1f} ms; found none among {len(times)} sweeps, {len(posed)} poses and "
-                f"images {counts}. Unpack the archive of {log.path.parent.name} again, or ask for fewer "
-                "cameras."
-            )
-        sweeps += len(times)
-        lacking += int(np.sum(~usable))
-        calibration = _read_calibration(log.path / "vehicle_calibration_info.json", cameras)
-        kept = _spread(times, usable, rate)
-        frames += [
-            _frame(log, int(times[i]), {c: int(of_c[i]) for c, of_c in nearest.items()}, calibration)
-            for i in kept
-        ]
-    return Recordings(frames, {log.path.name: log.split for log in logs}, sweeps, lacking)
+    if not rate > 0:
+        raise InputError(f"rate: expected more than 0 frames a second, found {rate}.")
+    folders = _log_folders(root)
+    bar = tqdm(folders, desc="listing logs", unit="log", delay=1, leave=False)
+    return [_list_log(path, cameras, rate, tolerance) for path in bar]
 
 
 def check_files(frames: Sequence[Frame]) -> int:
@@ -236,13 +264,6 @@ def read_drivable_area(root: Path, city: str) -> DrivableArea:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Log:
-    path: Path
-    split: str
-    city: str
-
-
-@dataclasses.dataclass(frozen=True)
 class _Calibrated:
     width: int
     height: int
@@ -259,25 +280,51 @@ def _check_cameras(cameras: Sequence[str]) -> None:
         )
 
 
-def _find_logs(root: Path) -> list[_Log]:
+def _log_folders(root: Path) -> list[Path]:
     tracking = root / TRACKING
     folders = [tracking / name for name in SPLIT_OF_FOLDER if (tracking / name).is_dir()]
-    paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()]
+    paths = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
     if not paths:
         raise InputError(
             f"{tracking}: expected logs in {', '.join(SPLIT_OF_FOLDER)}; found "
             f"{'no such folder' if not folders else 'no log in ' + ', '.join(f.name for f in folders)}. "
-            "Correct --raw, or unpack the tracking archives into it."
+            "Correct the root, or unpack the tracking archives into it."
         )
-    logs: dict[str, _Log] = {}
-    for path in sorted(paths, key=lambda path: path.name):
-        if path.name in logs:
+    found: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: (path.name, path)):
+        if path.name in found:
             raise InputError(
-                f"{path}: expected every log once, found it in {logs[path.name].path.parent.name} as well. "
+                f"{path}: expected every log once, found it in {found[path.name].parent.name} as well. "
                 "Remove one of the two."
             )
-        logs[path.name] = _Log(path, SPLIT_OF_FOLDER[path.parent.name], _read_city(path / "city_info.json"))
-    return list(logs.values())
+        found[path.name] = path
+    return list(found.values())
+
+
+def _list_log(path: Path, cameras: Sequence[str], rate: float, tolerance: float) -> Log:
+    times = _times(path / "lidar", "PC", ".ply")
+    if not times.size:
+        raise InputError(
+            f"{path / 'lidar'}: expected sweeps PC_NANOSECONDS.ply, found none. Unpack the archive of "
+            f"{path.parent.name} again."
+        )
+    images = {camera: _times(path / camera, camera, ".jpg") for camera in cameras}
+    posed = _times(path / "poses", "city_SE3_egovehicle", ".json")
+    usable, nearest = _synchronize(times, images, posed, tolerance)
+    if not usable.any():
+        counts = ", ".join(f"{len(of_camera)} of {name}" for name, of_camera in images.items())
+        raise InputError(
+            f"{path}: expected sweeps with a pose and an image of every camera within "
+            f"{1e3 * tolerance:.1f} ms; found none among {len(times)} sweeps, {len(posed)} poses and images "
+            f"{counts}. Unpack the archive of {path.parent.name} again, or ask for fewer cameras."
+        )
+    keyframes = [
+        (int(times[i]), {camera: int(of_camera[i]) for camera, of_camera in nearest.items()})
+        for i in _spread(times, usable, rate)
+    ]
+    city = _read_city(path / "city_info.json")
+    split = SPLIT_OF_FOLDER[path.parent.name]
+    return Log(path, split, city, len(times), int(np.sum(~usable)), keyframes)
 
 
 def _read_city(path: Path) -> str:
@@ -325,8 +372,6 @@ def _spread(times: np.ndarray, usable: np.ndarray, rate: float) -> list[int]:
 
     Half a sweep early counts as due, so that jitter does not cost a whole sweep.
     """
-    if not rate > 0:
-        raise InputError(f"rate: expected more than 0 frames a second, found {rate}.")
     step = (1 / rate - SWEEP_SECONDS / 2) * 1e9
     kept: list[int] = []
     for i in np.flatnonzero(usable):
@@ -335,7 +380,7 @@ def _spread(times: np.ndarray, usable: np.ndarray, rate: float) -> list[int]:
     return kept
 
 
-def _frame(log: _Log, sweep: int, images: dict[str, int], calibration: dict[str, _Calibrated]) -> Frame:
+def _frame(log: Log, sweep: int, images: dict[str, int], calibration: dict[str, _Calibrated]) -> Frame:
     cameras = tuple(
         Camera(
             name,

@@ -4,10 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from data_prep import check
 from data_prep.errors import InputError
 from data_prep.raw import argoverse
 from placerec_jax.ops.grid import Grid2D
@@ -404,3 +406,45 @@ def test_maps_that_are_no_arrays(root):
     np.save(path, np.array([{"code": 1}], object), allow_pickle=True)
     with pytest.raises(InputError, match="found damage"):
         argoverse.read_drivable_area(root.path, "MIA")
+
+
+def jpeg(log: Path) -> None:
+    """Real images, instead of files that are only named so, for every camera's first."""
+    _, content = cv2.imencode(".jpg", np.full((1200, 1920, 3), 90, np.uint8))
+    for camera in CAMERAS:
+        min((log / camera).iterdir()).write_bytes(content.tobytes())
+
+
+def findings(root: Root) -> dict[bool, str]:
+    """Good and bad lines of `python -m data_prep check`, each joined."""
+    version, lines = check.check_argoverse(root.path, None, workers=2, image_width=400)
+    assert version == "v1.1"
+    lines = list(lines)
+    return {good: "\n".join(line for g, line in lines if g == good) for good in (True, False)}
+
+
+def test_check_says_what_is_there(root):
+    for folder, city in (("train1", "PIT"), ("train2", "PIT"), ("val", "MIA")):
+        jpeg(root.log(folder, f"log-{folder}", city))
+    for city in ("PIT", "MIA"):
+        root.maps(city, np.ones((20, 30), np.uint8), EYE)
+    found = findings(root)
+    assert found[False] == ""
+    assert "3 logs (train 2, val 1; MIA 1, PIT 2)" in found[True]
+    assert "9 keyframes, 2 a second; 0 of 36 sweeps" in found[True]
+    assert "drivable area of PIT: 30 x 20 cells; the OpenStreetMap to fetch: latitude 40.43" in found[True]
+    assert "`maploc` would take about 1 s with 2 workers" in found[True]
+
+
+def test_check_says_what_is_missing(root, run_command):
+    jpeg(root.log("train1", "log-a", "PIT"))
+    done = run_command("-m", "data_prep", "check", root.path, "--dataset", "argoverse", expect=1)
+    assert "MISSING" in done.stdout
+    assert "PIT_10314_driveable_area_mat_2019_05_28.npy: expected this file of the HD maps" in done.stdout
+    assert "Not all is there" in done.stdout
+    assert "expected logs in train1" in findings(Root(root.path / "elsewhere"))[False]
+
+
+def test_only_one_version_is_known(root):
+    with pytest.raises(InputError, match=r"expected version v1.1 of Argoverse.*asked for v1.0-mini"):
+        argoverse.check_version(root.path, "v1.0-mini")

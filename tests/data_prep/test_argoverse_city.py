@@ -9,11 +9,10 @@ import pytest
 import shapely
 from scipy.spatial.transform import Rotation
 
-from data_prep import datasets, geodesy, maploc
+from data_prep import geodesy, maploc
 from data_prep.city import generate, write_argoverse
 from data_prep.city.sizes import CANVASES, SIZES
 from data_prep.city.world import World, _street_plan, build_world
-from data_prep.errors import InputError
 from data_prep.raw import argoverse, osm
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.ops.grid import Grid2D
@@ -192,11 +191,6 @@ def test_conversion_draws_the_drivable_area_cell_by_cell(prepared, root):
     road = record["raster"][..., maploc.MAP_CHANNELS.index("road")]
     # Driven streets of OpenStreetMap are drawn on ground for vehicles.
     assert drivable[road > 0].mean() > 0.95
-
-
-def test_only_one_version_is_known(root):
-    with pytest.raises(InputError, match=r"expected version v1.1 of Argoverse.*asked for v1.0-mini"):
-        datasets.open_dataset("argoverse", root, "v1.0-mini")
 
 
 @pytest.mark.parametrize("location", write_argoverse.LOCATIONS)

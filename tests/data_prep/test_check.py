@@ -10,7 +10,8 @@ from .conftest import VERSION, TinyRoot
 
 def findings(tiny: TinyRoot) -> dict[bool, str]:
     """Good and bad lines, each joined."""
-    lines = list(check.check(tiny.root, VERSION, workers=2, image_width=48))
+    _, lines = check.check_nuscenes(tiny.root, VERSION, workers=2, image_width=48)
+    lines = list(lines)
     return {good: "\n".join(line for g, line in lines if g == good) for good in (True, False)}
 
 
