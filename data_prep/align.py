@@ -8,6 +8,7 @@ converted.
 """
 
 import argparse
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from data_prep import alignment, datasets, maploc
+from data_prep import alignment, datasets, maploc, tables
 from data_prep.errors import InputError
 from data_prep.raw import osm
 from placerec_jax.ops.grid import Grid2D
@@ -95,7 +96,9 @@ def draw_alignment(
     _draw_scores(panels["E"], fit)
     figure.suptitle(f"{place.location}\n{fit.statement()}", fontsize=11)
     figure.supxlabel(attribution, fontsize=8)
-    figure.savefig(file, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    tables.write_whole(file, picture.getvalue())
 
 
 def _percent(share: float) -> str:

@@ -41,7 +41,8 @@ class Dataset:
 
     `official` (N,) str is the published split of each frame. `map_extents` bounds each location's positions.
     `check_files(frames)` raises InputError for files that are not there or not whole, and `place(location)`
-    for what is wrong with its map. `counts` goes into the manifest as it is.
+    for what is wrong with its map. `read_sweep(path)` is (N, 3 or more) points in the LiDAR's frame.
+    `counts` goes into the manifest as it is.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset:
     official: np.ndarray
     map_extents: Mapping[str, tuple[float, float, float, float]]
     check_files: Callable[[Sequence[Frame]], object]
+    read_sweep: Callable[[Path], np.ndarray]
     place: Callable[[str], Place]
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -93,17 +95,14 @@ def open_nuscenes(root: Path, version: str | None) -> Dataset:
         official=splits.official_split(frames, version),
         map_extents=extents,
         check_files=nuscenes.check_files,
+        read_sweep=nuscenes.read_sweep,
         place=place,
     )
 
 
 def open_argoverse(root: Path, version: str | None) -> Dataset:
     """Argoverse 1 Tracking with its HD maps, real or written by the built-in city; two keyframes a second."""
-    if version not in (None, argoverse.VERSION):
-        raise InputError(
-            f"{root}: expected version {argoverse.VERSION} of Argoverse, the only one there is; asked for "
-            f"{version}. Leave out --version."
-        )
+    argoverse.check_version(root, version)
     recordings = argoverse.read_frames(root)
     areas = {
         city: argoverse.read_drivable_area(root, city)
@@ -123,6 +122,7 @@ def open_argoverse(root: Path, version: str | None) -> Dataset:
         official=np.array([recordings.split_of_log[frame.scene] for frame in recordings.frames]),
         map_extents={city: area.extent() for city, area in areas.items()},
         check_files=argoverse.check_files,
+        read_sweep=argoverse.read_sweep,
         place=place,
         counts={"sweeps": recordings.sweeps, "sweeps_without_images": recordings.sweeps_without_images},
     )

@@ -177,7 +177,7 @@ def convert(
         for path in tqdm(osm_files, desc="reading OpenStreetMap", unit="file", delay=1, leave=False)
     ]
     map_sources = [
-        _map_source(
+        map_source(
             source.place(location), poses[[f.location == location for f in frames], :2], extracts, align
         )
         for location in sorted({frame.location for frame in frames})
@@ -384,8 +384,8 @@ def map_examples(sources: Sequence[MapSource]) -> Iterator[dict[str, Any]]:
     for source in sources:
         yield {
             "location": source.place.location,
-            "raster": _draw_raster(source),
-            "classes": _draw_classes(source),
+            "raster": draw_raster(source),
+            "classes": draw_classes(source),
             "origin": np.array(source.grid.lower, np.float64),
             "cell": np.float32(source.grid.cell),
             "alignment": source.fit.affine(),
@@ -394,7 +394,7 @@ def map_examples(sources: Sequence[MapSource]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _draw_raster(source: MapSource) -> np.ndarray:
+def draw_raster(source: MapSource) -> np.ndarray:
     """(rows, columns, 4) uint8 of 0 and 1."""
     channels = (
         rasterize.draw_polylines(source.ways["road"], source.grid),
@@ -407,7 +407,7 @@ def _draw_raster(source: MapSource) -> np.ndarray:
     return np.stack(channels, axis=-1)
 
 
-def _draw_classes(source: MapSource) -> np.ndarray:
+def draw_classes(source: MapSource) -> np.ndarray:
     """(rows, columns, 3) uint8 class indices: areas, ways and nodes."""
     grid = source.grid
     outlines = [ring for building in source.areas["building"] for ring in building]
@@ -421,7 +421,7 @@ def _draw_classes(source: MapSource) -> np.ndarray:
     return np.stack([rasterize.class_plane(masks, grid) for masks in planes], axis=-1)
 
 
-def _map_source(
+def map_source(
     place: datasets.Place, xy: np.ndarray, extracts: Sequence[osm.OsmData], align: str
 ) -> MapSource:
     """Gather what lies about the drives; xy (N, 2) are the positions of the frames at `place`."""

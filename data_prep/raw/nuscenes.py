@@ -140,6 +140,11 @@ def check_files(frames: Sequence[Frame]) -> int:
     return total
 
 
+def read_sweep(path: Path) -> np.ndarray:
+    """(N, 3) float32 points of a sweep in the LiDAR's frame; `check_files` says whether it is whole."""
+    return np.fromfile(path, np.float32).reshape(-1, LIDAR_POINT_BYTES // 4)[:, :3]
+
+
 def map_expansion_file(root: Path, location: str) -> Path:
     """Where the map expansion of `location` lies in a root."""
     return root / "maps" / "expansion" / f"{location}.json"
