@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
+from scipy.interpolate import CubicSpline
 
 from data_prep.city.blocks import Block
 from data_prep.city.buildings import Building, add_buildings, plan_buildings
@@ -150,7 +151,10 @@ def _street_plan(
     middle = start[0] + extent["train"][0] + BELT / 2
     river_x = middle + 18 * np.sin(np.arange(0, 9) * 1.1 + rng.uniform(0, 6))
     river_y = np.linspace(start[1] - 130, start[1] + total[1] + 130, 9)
-    river = shapely.LineString(np.stack([river_x, river_y], 1)).buffer(17.0)
+    # Nine points of a wave, joined by a spline that is sampled finely.
+    middle_line = CubicSpline(river_y, river_x)
+    river_y = np.linspace(river_y[0], river_y[-1], 120)
+    river = shapely.LineString(np.stack([middle_line(river_y), river_y], 1)).buffer(17.0)
     tunnel = np.array([corner["train"] + [60.0, 45.0], corner["train"] + extent["train"] - [70.0, 60.0]])
     if axis == 1:
         nodes, tunnel = np.ascontiguousarray(nodes[:, ::-1]), tunnel[:, ::-1]

@@ -37,6 +37,7 @@ def probe_map(nusc: NuScenes, location: str, positions: np.ndarray) -> dict:
         "drivable": [nusc_map.record_on_point(x, y, "drivable_area") != "" for x, y in positions],
         "mask": record["mask"].is_on_mask(positions[:, 0], positions[:, 1]).tolist(),
         "raster_shares": raster.mean((1, 2)).tolist(),
+        "lane_lines": nusc_map.discretize_lanes([lane["token"] for lane in nusc_map.lane], 2.0),
         "nearby_lanes": len(nusc_map.get_records_in_radius(*centre, 60, ["lane"])["lane"]),
         "stop_line_cues": sorted({line["stop_line_type"] for line in nusc_map.stop_line}),
     }

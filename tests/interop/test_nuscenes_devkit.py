@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 
 from data_prep.city import generate, recording, sensors
 from data_prep.city.official_scenes import official_scenes
@@ -103,6 +104,24 @@ def test_maps_answer_at_the_driven_positions(probed):
             "stop_line",
         ):
             assert answer["layers"][layer] > 0, layer
+
+
+def test_lanes_that_the_devkit_draws_follow_the_curved_streets(probed):
+    """Its own reading of the arcs stays on the road, at a constant distance from the centre line."""
+    for world, _ in generate.plan("tiny", 0):
+        centres = shapely.STRtree([world.graph.line(street) for street in world.graph.streets])
+        shapely.prepare(world.road)
+        drawn = probed[0]["maps"][world.location]["lane_lines"]
+        turns = []
+        for line in drawn.values():
+            x, y, yaw = np.array(line).T
+            assert shapely.contains_xy(world.road, x, y).all()
+            points = shapely.points(x, y)
+            street = centres.geometries[centres.nearest(points[len(points) // 2])]
+            assert np.ptp(shapely.distance(street, points)) < 0.15
+            turns.append(np.ptp(np.unwrap(yaw)))
+        assert len(drawn) > 20
+        assert max(turns) > 0.2
 
 
 def test_the_official_split_is_the_district_split(probed):
