@@ -383,10 +383,11 @@ def _twig(start: np.ndarray, tip: np.ndarray, width: float) -> np.ndarray:
     return np.stack([rim, np.roll(rim, -1, 0), np.broadcast_to(tip, rim.shape)], 1)
 
 
-def add_cars(builder: MeshBuilder, cars: list[Car], terrain: Terrain) -> None:
-    """Put parked cars onto the ground; the number of an instance is its index in `cars`."""
-    for number, car in enumerate(cars):
+def add_cars(builder: MeshBuilder, cars: dict[int, Car], terrain: Terrain) -> None:
+    """Put parked cars onto the ground; the number of an instance is its key in `cars`."""
+    for number, car in cars.items():
         stand = terrain.frame(np.array([*car.xy, car.yaw]))
-        for part in bodies.car(car.size, car.colour, lit=False):
-            triangles = part.triangles @ stand[:3, :3].T + stand[:3, 3]
-            builder.add(triangles, part.material, part.colour, label=Label.CAR, number=number)
+        parts = bodies.car(car.size, car.colour, lit=False)
+        triangles = np.concatenate([part.triangles for part in parts]) @ stand[:3, :3].T + stand[:3, 3]
+        colour = np.concatenate([np.broadcast_to(part.colour, (len(part.triangles), 3)) for part in parts])
+        builder.add(triangles, Material.PLAIN, colour, label=Label.CAR, number=number)

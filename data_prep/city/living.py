@@ -77,21 +77,18 @@ class Stage:
         the angle `half` (radians) of it.
         """
         present = [mover for mover in self.movers if mover.actor.exists(time)]
-        seen, frames = [], []
-        for mover in present:
-            gap = mover.actor.pose(time)[:2] - eye[:2]
-            distance = float(np.hypot(*gap))
-            if distance > SEEN_WITHIN:
-                continue
-            wide = mover.radius + SHADOW_REACH
-            if forward is not None and distance > wide:
-                ahead = forward[:2] / np.hypot(*forward[:2])
-                angle = np.arccos(np.clip(gap @ ahead / distance, -1, 1))
-                if angle > half + np.arcsin(wide / distance):
-                    continue
-            seen.append(mover)
-            frames.append(self.stands(mover, time))
-        return View(self, seen, frames, time)
+        gaps = np.array([mover.actor.pose(time)[:2] for mover in present]).reshape(-1, 2) - eye[:2]
+        distance = np.hypot(*gaps.T)
+        seen = distance < SEEN_WITHIN
+        if forward is not None:
+            ahead = forward[:2] / np.hypot(*forward[:2])
+            wide = np.array([mover.radius for mover in present]) + SHADOW_REACH
+            inside = distance <= wide
+            apart = np.maximum(distance, wide)
+            angle = np.arccos(np.clip(gaps @ ahead / apart, -1, 1))
+            seen &= inside | (angle <= half + np.arcsin(wide / apart))
+        movers = [present[k] for k in np.flatnonzero(seen)]
+        return View(self, movers, [self.stands(mover, time) for mover in movers], time)
 
     def beams(self, time: float, map_T_ego: np.ndarray, reach: float = 45.0) -> tuple[Beam, ...]:
         """The headlights of the recording vehicle and of the vehicles around it."""
@@ -175,14 +172,18 @@ class View:
         return normals
 
     def _near(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Numbers of the rays that pass through the sphere around any body."""
-        near = np.zeros(len(origins), bool)
-        for sphere in self._spheres:
-            gap = sphere[:3] - origins
-            along = np.einsum("ij,ij->i", gap, directions)
-            aside = np.einsum("ij,ij->i", gap, gap) - along**2
-            near |= (aside < sphere[3] ** 2) & (along > -sphere[3])
-        return np.flatnonzero(near)
+        """Numbers of the rays that pass through the sphere around any body, and maybe of some more."""
+        if len(origins) == 0:
+            return np.zeros(0, np.int64)
+        # The squared distance of a ray from a centre is |c - o|² - ((c - o)·d)²: matrix products, relative to
+        # the first origin so that float32 has centimetres to spare.
+        start = origins - origins[0]
+        centres = self._spheres[:, :3] - origins[0]
+        reach = self._spheres[:, 3] + np.float32(0.2)
+        along = directions @ centres.T - np.einsum("ij,ij->i", start, directions)[:, None]
+        squared = np.einsum("ij,ij->i", start, start)[:, None] - 2 * (start @ centres.T)
+        squared += np.einsum("ij,ij->i", centres, centres)
+        return np.flatnonzero(((squared - along * along < reach**2) & (along > -reach)).any(1))
 
 
 def _step_phase(mover: Mover, time: float) -> int:

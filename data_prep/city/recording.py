@@ -5,7 +5,7 @@ keyframe's time, which is the LiDAR's, as in nuScenes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -103,12 +103,22 @@ def instruments(world: World, log: Log, size_name: str, seed: int, layout: Layou
     actors = plan_actors(world, log, location_rng(seed, log.location, 7, log.number))
     keyframes = sum(scene.keyframes for scene in log.scenes)
     path = log.trajectory.pose(np.arange(-0.5, keyframes * KEYFRAME_SECONDS, 0.1))[:, :2]
-    # Nobody parks in the way: half a parked car, half a driving one and a hand's breadth apart.
-    paths = [(path, 2.05)]
-    paths += [(a.xy, 1.1 + a.size[1] / 2) for a in actors if a.kind in ("car", "truck", "bus")]
+    paths = [(path, 2.05)] + [_berth(actor) for actor in actors if actor.kind in ("car", "truck", "bus")]
     parked = park_cars(world.graph, world.crossings, paths, location_rng(seed, log.location, 4, log.number))
     rig = log_rig(log, size_name, seed, layout)
     return Instruments(rig, log_light(log, seed, len(rig.cameras)), parked, actors)
+
+
+def _berth(vehicle: Actor) -> tuple[np.ndarray, float]:
+    """A vehicle's path (n, 2), as far as its bumpers get, and the metres from it within which nobody parks.
+
+    Those are half a parked car, half the vehicle, a hand's breadth, and what a long vehicle sweeps in a bend
+    of 25 m.
+    """
+    length, width, _ = vehicle.size
+    ends = np.stack([np.cos(vehicle.yaw[[0, -1]]), np.sin(vehicle.yaw[[0, -1]])], 1) * (length / 2 + 1.5)
+    path = np.concatenate([vehicle.xy[:1] - ends[:1], vehicle.xy, vehicle.xy[-1:] + ends[1:]])
+    return path, 1.15 + width / 2 + (length / 2) ** 2 / (2 * 25.0)
 
 
 def timestamps(log: Log, scene: Scene, rig: Rig, seed: int) -> np.ndarray:
@@ -147,10 +157,13 @@ def log_file(log: Log) -> str:
 def scene_mesh(world: World, log: Log, scene: Scene, cars: list[Car]) -> Mesh:
     """The town around one scene, with the cars that are parked there on that date, in no season."""
     lower, upper = scene_extent(log, scene)
+    town = near(world.mesh, lower, upper)
+    here = {k: c for k, c in enumerate(cars) if np.all(lower <= c.xy) and np.all(np.array(c.xy) <= upper)}
+    if not here:
+        return town
     builder = MeshBuilder(world.centre)
-    add_cars(builder, cars, world.terrain)
-    everything = merge(world.mesh, builder.build()) if cars else world.mesh
-    return near(everything, lower, upper)
+    add_cars(builder, here, world.terrain)
+    return merge(town, builder.build())
 
 
 def scene_extent(log: Log, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -177,6 +190,26 @@ def _world(location: str, size_name: str, seed: int) -> World:
     return build_world(location, SIZES[size_name], seed)
 
 
+@dataclass(frozen=True)
+class _Drive:
+    """What the instruments of a log depend on; the log and the layout themselves cannot be hashed."""
+
+    location: str
+    number: int
+    size_name: str
+    seed: int
+    cameras: tuple[str, ...]
+    log: Log = field(compare=False)
+    layout: Layout = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _instruments(drive: _Drive) -> Instruments:
+    """As `instruments`; the scenes of one log mostly come to a process one after another."""
+    world = _world(drive.location, drive.size_name, drive.seed)
+    return instruments(world, drive.log, drive.size_name, drive.seed, drive.layout)
+
+
 def record_scene(
     root: Path, log: Log, scene: Scene, size_name: str, seed: int, layout: Layout = NUSCENES
 ) -> list[list[Box]]:
@@ -185,7 +218,9 @@ def record_scene(
     Returns the boxes of each keyframe. Depends on nothing but its arguments.
     """
     world = _world(log.location, size_name, seed)
-    own = instruments(world, log, size_name, seed, layout)
+    own = _instruments(
+        _Drive(log.location, log.number, size_name, seed, tuple(layout.rig.cameras), log, layout)
+    )
     rng = location_rng(seed, log.location, 6, log.number, scene.first)
     times = timestamps(log, scene, own.rig, seed)
     stage = scene_stage(world, log, scene, own)

@@ -93,12 +93,12 @@ class Shader:
         material = mesh.material[triangle]
         albedo = mesh.colour[triangle] * self._grain(point, normal, material, distance)[:, None]
         self._pave(albedo, material, point, distance)
-        glow = np.zeros_like(albedo)
-        gloss = self._windows(mesh, albedo, glow, material, triangle, point, distance, facing)
+        gloss, windows, shine = self._windows(mesh, albedo, material, triangle, point, distance, facing)
         self._wet(albedo, gloss, material)
+        lit = albedo * self._illumination(caster, point, normal, distance, beams)
+        lit[windows] += shine
         lamps = np.flatnonzero(material == Material.LIGHT)
-        glow[lamps] = mesh.colour[triangle[lamps]] * (0.3 + 2.2 * self.light.lamps)
-        lit = albedo * self._illumination(caster, point, normal, distance, beams) + glow
+        lit[lamps] += mesh.colour[triangle[lamps]] * (0.3 + 2.2 * self.light.lamps)
         self._add_reflections(lit, gloss, material, direction, normal)
         air = np.exp(-self.light.haze * distance)[:, None]
         colour[solid] = lit * air + self.light.sky_low * (1 - air)
@@ -154,16 +154,16 @@ class Shader:
         self,
         mesh: Mesh,
         albedo: np.ndarray,
-        glow: np.ndarray,
         material: np.ndarray,
         triangle: np.ndarray,
         point: np.ndarray,
         distance: np.ndarray,
         facing: np.ndarray,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Paint windows, shops and bricks onto the facades, and light into rooms at night.
 
-        Returns (N,) the share of each pixel that is glass.
+        Returns (N,) the share of each pixel that is glass, the numbers (M,) of the pixels that glow and their
+        light (M, 3).
         """
         gloss = np.zeros(len(albedo), np.float32)
         index = np.flatnonzero(material == Material.FACADE)
@@ -202,14 +202,14 @@ class Shader:
         weight = glass * sharp + mean * (1 - sharp)
         albedo[index] = paint + (pane - paint) * weight[:, None]
         gloss[index] = weight * np.where(blind[:, 0] > 0, 0.3, 1.0)
-        if self.light.lamps > 0:
-            # Some rooms are lit; where windows are smaller than pixels, their share of the light is seen.
-            tone = ((column * 3 + row * 5 + number) % 3).astype(np.int32)
-            lit = np.where(in_shop, 1.0, self._lookup(0, column * 5 + number * 7, row * 11) > 0.2)
-            lit = lit * sharp + 0.4 * (1 - sharp)
-            shine = weight * lit * (0.55 * self.light.lamps) * (1 + 0.3 * room)
-            glow[index] = shine[:, None] * ROOM_COLOURS[tone]
-        return gloss
+        if self.light.lamps == 0:
+            return gloss, index[:0], np.zeros((0, 3), np.float32)
+        # Some rooms are lit; where windows are smaller than pixels, their share of the light is seen.
+        tone = ((column * 3 + row * 5 + number) % 3).astype(np.int32)
+        lit = np.where(in_shop, 1.0, self._lookup(0, column * 5 + number * 7, row * 11) > 0.2)
+        lit = lit * sharp + 0.4 * (1 - sharp)
+        shine = weight * lit * (0.55 * self.light.lamps) * (1 + 0.3 * room)
+        return gloss, index, (shine[:, None] * ROOM_COLOURS[tone]).astype(np.float32)
 
     def _illumination(
         self,
@@ -222,10 +222,11 @@ class Shader:
         light = self.light
         # The sky lights what faces up most; the ground throws some light back at walls.
         up = 0.62 + 0.38 * normal[:, 2]
-        height = point[:, 2] - self.surroundings.ground(point[:, :2])
-        near_ground = np.clip(0.75 + 0.08 * height, 0.75, 1.0)
-        near_ground = np.where(normal[:, 2] > 0.5, 1.0, near_ground)
-        result = (up * near_ground)[:, None] * light.ambient
+        steep = np.flatnonzero(normal[:, 2] <= 0.5)
+        height = np.zeros_like(up)
+        height[steep] = point[steep, 2] - self.surroundings.ground(point[steep, :2])
+        up[steep] *= np.clip(0.75 + 0.08 * height[steep], 0.75, 1.0)
+        result = up[:, None] * light.ambient
         if light.sun_colour.any():
             cosine = normal @ light.sun
             lit = np.maximum(cosine, 0)
