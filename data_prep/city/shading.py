@@ -184,7 +184,7 @@ class Shader:
         glass = np.where(in_shop, display, inside & (z > 0.4))
         room = self._lookup(0, column * 7 + number, row * 13 + number * 3)
         paint = albedo[index] * tone[:, None]
-        paint[frame & ~in_shop] *= 1.35
+        paint[frame & ~in_shop & (z > 0.3)] *= 1.35
         hue = awning[:, None] * 6 - np.array([3, 2, 4], np.float32)
         rainbow = np.clip(
             np.abs(hue) * np.array([1, -1, -1], np.float32) + np.array([-1, 2, 2], np.float32), 0.06, 0.55

@@ -18,8 +18,10 @@ def sun_direction(location: str, seconds: float | np.ndarray) -> np.ndarray:
     """
     latitude, longitude = np.radians(_place(location))
     days = np.asarray(seconds, np.float64) / 86400.0
-    year = 2 * np.pi * ((days + 10.0) % 365.2425) / 365.2425  # since the winter solstice
-    declination = -np.radians(23.44) * np.cos(year)
+    day = days % 365.2425 + 1.0  # of the year, 1 on New Year's
+    turn = 2 * np.pi / 365.2425
+    season = turn * (day - 173.0) + np.radians(1.914) * np.sin(turn * (day - 2.0))  # since the solstice
+    declination = np.arcsin(np.sin(np.radians(23.45)) * np.cos(season))
     orbit = 2 * np.pi * ((days - 80.0) % 365.2425) / 365.2425  # since the spring equinox
     equation_of_time = 9.87 * np.sin(2 * orbit) - 7.53 * np.cos(orbit) - 1.5 * np.sin(orbit)  # minutes
     hour_angle = 2 * np.pi * ((days + equation_of_time / 1440.0) % 1.0 - 0.5) + longitude
