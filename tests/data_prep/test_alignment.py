@@ -114,6 +114,7 @@ def test_a_straight_road_does_not_drift_along_itself():
         ("no roads", "0 m of OSM roads"),
         ("too few", "220 m of OSM roads.* 400 m are needed"),
         ("elsewhere", "0 m of OSM roads"),
+        ("another town", "do not follow the drivable area.*at best.*both maps of this place"),
         ("no area", "no drivable area"),
         ("all area", "no edge"),
     ],
@@ -124,6 +125,10 @@ def test_degenerate_input_is_said_and_moves_nothing(case, expected):
         "no roads": [],
         "too few": [np.array([[300.0, 300.0], [520.0, 300.0]])],
         "elsewhere": [street + 1e5 for street in streets],
+        "another town": [
+            np.array([[450.0, 350.0], [450 + 300 * np.cos(a), 350 + 300 * np.sin(a)]])
+            for a in np.linspace(0.2, 6.0, 9)
+        ],
     }.get(case, streets)
     area = {"no area": np.zeros_like(ground), "all area": np.ones_like(ground)}.get(case, ground)
     fit = alignment.fit_alignment(roads, area, GRID)
