@@ -84,5 +84,5 @@ def test_command_reads_no_data(run_command, tmp_path):
     expected = as_json(describe(maplocnet.get_config("tiny")))
     assert found == expected
     listing = run_command(*arguments, "--parameters").stdout
-    assert "localize_fine/offset/kernel" in listing
+    assert "localize_fine/head/offset/kernel" in listing
     assert np.char.count(listing, "image_trunk/stem/conv/kernel") == 1

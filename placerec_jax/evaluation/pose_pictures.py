@@ -8,6 +8,7 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib.colors
 import matplotlib.patheffects
 import numpy as np
 from matplotlib import rc_context
@@ -23,6 +24,7 @@ from placerec_jax.ops.rigid import se2_apply
 
 # Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
 PREDICTION, COARSE, NOTHING, TRUE = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
+POSTERIOR = "#CC79A7"
 NAMES = {"prediction": "prediction", "coarse": "coarse stage alone", "do_nothing": "doing nothing"}
 COLORS = {"prediction": PREDICTION, "coarse": COARSE, "do_nothing": NOTHING}
 
@@ -67,7 +69,8 @@ class Frame:
 
     `map_layers` {name in MAP_COLORS: (H, W) in 0..1} over the extent of `map_grid`; `poses` {prediction,
     true}: (3,) in the noisy ego frame, which is the frame of `map_grid`; `images` {camera name: (h, w, 3)
-    uint8}; `bev` and `map` {class: (probability, label)}.
+    uint8}; `bev` and `map` {class: (probability, label)}; `posterior`, where the model gives one: the
+    probability of the ego's place and the grid it lies on, in the noisy ego frame.
     """
 
     title: str
@@ -78,6 +81,7 @@ class Frame:
     images: Mapping[str, np.ndarray]
     bev: Mapping[str, tuple[np.ndarray, np.ndarray]]
     map: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    posterior: tuple[np.ndarray, Grid2D] | None = None
 
 
 def ego_to_picture(xy: np.ndarray) -> np.ndarray:
@@ -327,6 +331,7 @@ def _map_panel(axes: Axes, painted: np.ndarray, frame: Frame, arrow: float) -> N
         corners = se2_apply(pose[None], _outline(frame.bev_grid))
         axes.plot(*ego_to_picture(corners).T, color=color, lw=1.0, ls="--", alpha=0.9)
     _seen_edges(axes, frame)
+    _posterior(axes, frame)
     # The noisy pose is drawn wider, to be seen under a prediction that changed little.
     for pose, color, width in (
         (np.zeros(3), NOTHING, 4.5),
@@ -350,6 +355,17 @@ def _seen_edges(axes: Axes, frame: Frame) -> None:
     axes.contour(
         placed[..., 0], placed[..., 1], probability, levels=[0.5], colors=[PREDICTION], linewidths=1.1
     )
+
+
+def _posterior(axes: Axes, frame: Frame) -> None:
+    """Where the model believes the ego to be, the deeper the likelier; the likeliest place is opaque."""
+    if frame.posterior is None:
+        return
+    probability, grid = frame.posterior
+    share = ego_picture(probability / max(float(probability.max()), 1e-12))
+    color = np.broadcast_to(np.array(matplotlib.colors.to_rgb(POSTERIOR)), (*share.shape, 3))
+    picture = np.concatenate([color, 0.75 * np.sqrt(share)[..., None]], axis=-1)
+    axes.imshow(picture, extent=ego_extent(grid), interpolation="nearest", zorder=1.5)
 
 
 def _outline(grid: Grid2D) -> np.ndarray:
@@ -379,6 +395,8 @@ def _legend(axes: Axes, frame: Frame) -> None:
         for color, label in ((TRUE, "true"), (NOTHING, "noisy"), (PREDICTION, "predicted"))
     ]
     entries.append(Line2D([], [], color="#5b6675", ls="--", lw=1, label="seen area"))
+    if frame.posterior is not None:
+        entries.append(Patch(color=POSTERIOR, label="posterior"))
     if "drivable" in frame.bev:
         entries.append(Line2D([], [], color=PREDICTION, lw=1.1, label="seen edge"))
     entries += [

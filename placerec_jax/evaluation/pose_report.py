@@ -77,8 +77,8 @@ def _recall_table(scores: Mapping[str, Any], method: ModuleType, kinds: tuple[st
             cells = []
             for kind in kinds:
                 cells += [f"{value:.1f}" for value in row[kind]] if kind in row else ["–"] * len(thresholds)
-            cameras = row.get("cameras")
-            name = row["model"] + (f", {cameras} camera{'s' * (cameras > 1)}" if cameras else "")
+            cameras = row["cameras"]
+            name = f"Table {row['table']}: {row['model']}, {cameras} camera{'s' * (cameras > 1)}"
             rows.append(Row([name, *cells], "published"))
     return Table(
         caption=f"Recall in percent: {kinds[0]} and {kinds[1]}",
@@ -244,6 +244,9 @@ def example_frame(
     drawn_grid = Grid2D(map_grid.extent, min(DRAWN_CELL, map_grid.cell))
     layers = rasters[str(rows["location"][row])].sample_bilinear(drawn_grid, map_pose_noisy)
     classes = method.SEGMENTATION_CLASSES
+    posterior = None
+    if "position_posterior" in predictions:
+        posterior = (predictions["position_posterior"][example], method.posterior_grid(cfg))
     return pose_pictures.Frame(
         title=title,
         map_grid=map_grid,
@@ -259,6 +262,7 @@ def example_frame(
             name: (predictions["map_probability"][example][..., i], features["map_label"][example][0, ..., i])
             for i, name in enumerate(classes)
         },
+        posterior=posterior,
     )
 
 
@@ -278,6 +282,8 @@ def queries_csv(rows: Mapping[str, np.ndarray]) -> bytes:
         columns |= {f"{name}_x_m": triple[:, 0], f"{name}_y_m": triple[:, 1]}
         columns[f"{name}_yaw_deg"] = np.rad2deg(triple[:, 2])
     columns |= {f"{kind}_error_{unit}": errors[kind] for kind, unit in ERRORS.items()}
+    if "position_spread" in rows:
+        columns["position_spread_m"] = rows["position_spread"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

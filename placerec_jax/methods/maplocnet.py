@@ -3,12 +3,13 @@
 Frames. p and p' are the true and the noisy ego pose in the map frame; the offset T satisfies p = p'·T. A
 landmark at q in the true ego frame is found at T·q in the patch, which is cut in the noisy ego frame. The
 network predicts T in two stages, T = T2·T1 (eq. 2): T1 from coarse features, T2 from fine features after the
-camera BEV was moved by T1.
+camera BEV was moved by T1. `model.head` chooses among the paper's variants and exhaustive voting (`HEADS`).
 
 `data.draws` patches (K), each with its own noise, share one pass over the images of a training frame: B
 frames give B·K registrations.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -26,14 +27,14 @@ from placerec_jax.errors import ConfigError
 from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules.conv import ConvBatchNormReLU
 from placerec_jax.modules.efficientnet import EfficientNetB0
-from placerec_jax.modules.position import sinusoidal_encoding_2d
+from placerec_jax.modules.registration import CrossRegression, FusedRegression, QueryRegression
 from placerec_jax.modules.resnet import ResNetStage, ResNetTrunk
 from placerec_jax.modules.sharding import constrain_batch
 from placerec_jax.modules.torch_names import efficientnet_b0_layouts, vgg16_layouts
-from placerec_jax.modules.transformer import TransformerEncoder
 from placerec_jax.modules.unet import UNetDecoder
 from placerec_jax.modules.vgg import VGG16Trunk
-from placerec_jax.ops import bev, projection
+from placerec_jax.modules.voting import PoseVoting
+from placerec_jax.ops import bev, splat, voting
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.resize import upsample_bilinear
 from placerec_jax.ops.rigid import se2_compose, se2_inverse, wrap_angle
@@ -47,21 +48,86 @@ MAP_INPUTS = ("road", "building", "node")
 SEGMENTATION_CLASSES = ("drivable", "building", "node")
 
 
-def _row(model: str, cameras: int, position: tuple, orientation: tuple) -> dict[str, Any]:
-    return {"model": model, "cameras": cameras, "position": position, "orientation": orientation}
+# Styles of the map: three coverage planes, or three planes of class numbers that are embedded (OrienterNet,
+# arXiv 2304.02009), with how many classes each has beside "nothing".
+OSM_STYLES = ("maplocnet", "orienternet")
+OSM_CLASSES = {"areas": 7, "ways": 10, "nodes": 33}
+
+# What registers camera and map features, by stage.
+HEADS = {
+    "fr": (FusedRegression, FusedRegression),
+    "fr_onestage": (FusedRegression,),
+    "detr": (QueryRegression,),
+    "ca": (CrossRegression,),
+    "exhaustive": (PoseVoting, PoseVoting),
+}
+COARSE_GRADIENTS = ("none", "warp", "target", "both")
+POSE_UNITS = ("m_deg", "m_rad", "normalised")
 
 
-# Recall in percent at 1, 2, 5, 10 m and degrees (Table I; longitudinal and lateral: Table II).
-PUBLISHED_PROTOCOL = "nuScenes validation, offsets uniform in ±30 m and ±30°"
+def _row(table: str, model: str, cameras: int, **recalls: tuple[float, ...]) -> dict[str, Any]:
+    return {"table": table, "model": model, "cameras": cameras, **recalls}
+
+
+_FULL = {"longitudinal": (32.08, 54.20, 81.97, 93.34), "lateral": (48.71, 71.91, 90.66, 97.11)}
+_FULL_TURN = (58.61, 84.10, 96.23, 98.62)
+
+# Recall in percent at 1, 2, 5, 10 m and degrees. The orientation of Table II's "lanes" and of Table III's
+# "pose loss" repeat rows of Table I digit for digit, which may be a slip of the paper.
+PUBLISHED_PROTOCOL = "nuScenes validation, Table IV: Argoverse 1; offsets uniform in ±30 m and ±30°"
 PUBLISHED = (
-    _row("OrienterNet", 1, (5.83, 18.92, 52.83, 66.21), (32.13, 41.56, 65.63, 80.41)),
-    _row("One-stage", 1, (7.14, 22.39, 60.48, 83.90), (35.68, 60.40, 87.49, 95.31)),
-    _row("MapLocNet", 1, (8.96, 27.05, 64.57, 85.86), (40.36, 65.31, 89.66, 96.17)),
-    _row("DETR", 6, (10.40, 29.76, 66.81, 86.81), (42.59, 68.05, 90.83, 96.63)),
-    _row("CA", 6, (13.36, 35.16, 70.54, 88.25), (48.15, 73.09, 92.66, 97.34)),
-    _row("One-stage", 6, (16.32, 40.56, 74.27, 89.69), (53.71, 78.13, 94.49, 98.05)),
-    _row("MapLocNet", 6, (20.10, 45.54, 77.70, 91.89), (58.61, 84.10, 96.23, 98.62))
-    | {"longitudinal": (32.08, 54.20, 81.97, 93.34), "lateral": (48.71, 71.91, 90.66, 97.11)},
+    _row(
+        "I", "OrienterNet", 1, position=(5.83, 18.92, 52.83, 66.21), orientation=(32.13, 41.56, 65.63, 80.41)
+    ),
+    _row("I", "One-stage", 1, position=(7.14, 22.39, 60.48, 83.90), orientation=(35.68, 60.40, 87.49, 95.31)),
+    _row("I", "MapLocNet", 1, position=(8.96, 27.05, 64.57, 85.86), orientation=(40.36, 65.31, 89.66, 96.17)),
+    _row("I", "DETR", 6, position=(10.40, 29.76, 66.81, 86.81), orientation=(42.59, 68.05, 90.83, 96.63)),
+    _row("I", "CA", 6, position=(13.36, 35.16, 70.54, 88.25), orientation=(48.15, 73.09, 92.66, 97.34)),
+    _row(
+        "I", "One-stage", 6, position=(16.32, 40.56, 74.27, 89.69), orientation=(53.71, 78.13, 94.49, 98.05)
+    ),
+    _row("I", "MapLocNet", 6, position=(20.10, 45.54, 77.70, 91.89), orientation=_FULL_TURN, **_FULL),
+    _row(
+        "II",
+        "lanes and buildings",
+        6,
+        longitudinal=(28.07, 48.75, 77.64, 90.79),
+        lateral=(41.48, 64.73, 88.00, 96.54),
+        orientation=(51.44, 75.74, 93.61, 97.67),
+    ),
+    _row(
+        "II",
+        "lanes",
+        6,
+        longitudinal=(22.92, 41.53, 72.58, 88.80),
+        lateral=(34.66, 58.12, 85.72, 96.04),
+        orientation=(42.59, 68.05, 90.83, 96.63),
+    ),
+    _row(
+        "III",
+        "pose and BEV losses",
+        6,
+        longitudinal=(27.21, 47.62, 76.89, 90.49),
+        lateral=(40.48, 63.73, 87.69, 96.52),
+        orientation=(50.01, 74.54, 93.20, 97.53),
+    ),
+    _row(
+        "III",
+        "pose loss",
+        6,
+        longitudinal=(21.31, 39.21, 70.56, 87.95),
+        lateral=(32.32, 55.62, 84.85, 95.83),
+        orientation=(40.36, 65.31, 89.66, 96.17),
+    ),
+    _row(
+        "IV", "OrienterNet", 1, position=(8.56, 21.20, 54.90, 72.16), orientation=(18.72, 31.07, 63.05, 81.97)
+    ),
+    _row(
+        "IV", "MapLocNet", 1, position=(9.12, 27.61, 66.31, 88.71), orientation=(41.22, 66.54, 90.32, 96.53)
+    ),
+    _row(
+        "IV", "MapLocNet", 6, position=(23.26, 47.24, 79.13, 94.33), orientation=(62.35, 86.28, 96.24, 98.61)
+    ),
 )
 
 
@@ -76,6 +142,40 @@ def bev_grid(cfg: ml_collections.ConfigDict) -> Grid2D:
 def map_grid(cfg: ml_collections.ConfigDict) -> Grid2D:
     """The map patch, in the noisy ego frame. As long as the BEV and wider, centred on the ego alike."""
     return Grid2D(tuple(cfg.model.map_extent), cfg.model.cell)
+
+
+def _one_of(cfg: ml_collections.ConfigDict, name: str, choices: Iterable[str]) -> str:
+    """`config.model.<name>`, which must be one of `choices`."""
+    if cfg.model[name] not in choices:
+        raise ConfigError(f"config.model.{name} is {cfg.model[name]!r}; expected one of {sorted(choices)}")
+    return cfg.model[name]
+
+
+def pose_unit(cfg: ml_collections.ConfigDict) -> np.ndarray:
+    """(3,) m, m and rad that one unit of the heads' output and of the pose losses stands for."""
+    return {
+        "m_deg": np.array([1.0, 1.0, np.pi / 180]),
+        "m_rad": np.ones(3),
+        "normalised": np.array([cfg.data.noise_xy, cfg.data.noise_xy, np.deg2rad(cfg.data.noise_yaw)]),
+    }[_one_of(cfg, "pose_units", POSE_UNITS)]
+
+
+def pose_lattices(cfg: ml_collections.ConfigDict) -> tuple[voting.PoseLattice, voting.PoseLattice]:
+    """The poses that exhaustive voting compares: all that the noise can draw, then those around one."""
+    v, degree = cfg.model.voting, np.pi / 180
+    return (
+        voting.PoseLattice(
+            cfg.data.noise_xy, 2 * cfg.model.cell, cfg.data.noise_yaw * degree, v.turn_step * degree
+        ),
+        voting.PoseLattice(v.fine_reach, cfg.model.cell, v.fine_turn * degree, v.fine_turn_step * degree),
+    )
+
+
+def posterior_grid(cfg: ml_collections.ConfigDict) -> Grid2D:
+    """Where `position_posterior` of exhaustive voting lies, in the noisy ego frame."""
+    lattice = pose_lattices(cfg)[0]
+    edge = (lattice.half[0] + 0.5) * lattice.cell
+    return Grid2D((-edge, edge, -edge, edge), lattice.cell)
 
 
 def features(cfg: ml_collections.ConfigDict, training: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -115,12 +215,12 @@ class Source:
         self._dropped_cameras = cfg.data.dropped_cameras if training else 0
         self._cameras = _camera_indices(cfg, prepared.manifest["cameras"])
         self._inputs, self._labels = {}, {}
+        read_inputs = {"maplocnet": _coverage, "orienternet": _classes}[_one_of(cfg, "osm_style", OSM_STYLES)]
         maps = prepared.table("maps")
         for record in (maps[i] for i in range(len(maps))):
             location = LocationRaster(record["raster"], record["origin"], float(record["cell"]))
             self._labels[record["location"]] = location
-            channels = tuple(RASTER_CHANNELS.index(name) for name in MAP_INPUTS)
-            self._inputs[record["location"]] = location.reduced(cfg.model.cell, channels)
+            self._inputs[record["location"]] = read_inputs(cfg, location, record)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -136,13 +236,13 @@ class Source:
         map_pose_noisy = se2_compose(map_pose_ego[None], se2_inverse(offsets))
         inputs, labels = self._inputs[record["location"]], self._labels[record["location"]]
         classes = tuple(RASTER_CHANNELS.index(name) for name in SEGMENTATION_CLASSES)
-        patches = [inputs.sample_bilinear(self._map, pose) for pose in map_pose_noisy]
+        patches = np.stack([inputs(self._map, pose) for pose in map_pose_noisy])
         return {
             "images": images,
             "intrinsics": intrinsics,
             "ego_T_camera": record["ego_T_camera"][self._cameras],
             "camera_mask": self._camera_mask(rng),
-            "map_patch": np.rint(np.stack(patches)).astype(np.uint8),
+            "map_patch": patches,
             "bev_label": labels.sample_nearest(self._bev, map_pose_ego, classes),
             "map_label": np.stack([labels.sample_nearest(self._map, p, classes) for p in map_pose_noisy]),
             "true_pose": offsets.astype(np.float32),
@@ -173,6 +273,42 @@ class Source:
         return mask
 
 
+CutMap = Callable[[Grid2D, np.ndarray], np.ndarray]  # (grid, map_pose_grid) → (*grid.shape, 3) uint8
+
+
+def _coverage(cfg: ml_collections.ConfigDict, location: LocationRaster, record: dict[str, Any]) -> CutMap:
+    """Coverage in 0..255 of `MAP_INPUTS`; those not among `model.map_channels` are zero."""
+    del record
+    unknown = sorted(set(cfg.model.map_channels) - set(MAP_INPUTS))
+    if unknown:
+        raise ConfigError(
+            f"config.model.map_channels names {unknown[0]!r}; expected a choice of {MAP_INPUTS}"
+        )
+    channels = tuple(RASTER_CHANNELS.index(name) for name in MAP_INPUTS)
+    reduced = location.reduced(cfg.model.cell, channels)
+    shown = np.array([name in cfg.model.map_channels for name in MAP_INPUTS])
+    return lambda grid, pose: np.rint(reduced.sample_bilinear(grid, pose) * shown).astype(np.uint8)
+
+
+def _classes(cfg: ml_collections.ConfigDict, location: LocationRaster, record: dict[str, Any]) -> CutMap:
+    """Class numbers of area, way and node, 0 where there is none."""
+    if tuple(cfg.model.map_channels) != MAP_INPUTS:
+        raise ConfigError("config.model.map_channels chooses among the planes of osm_style 'maplocnet' only")
+    if "classes" not in record:
+        raise ConfigError(
+            "config.model.osm_style is 'orienternet', but the maps of config.data.root have no 'classes': "
+            "convert the dataset again with this version of `python -m data_prep maploc`"
+        )
+    if list(record["classes"].shape[2:]) != [len(OSM_CLASSES)]:
+        raise ConfigError(
+            f"the maps of config.data.root: expected classes of shape (H, W, {len(OSM_CLASSES)}), for "
+            f"{list(OSM_CLASSES)}; found {record['classes'].shape}"
+        )
+    classes = LocationRaster(record["classes"], location.origin, location.cell)
+    planes = tuple(range(len(OSM_CLASSES)))
+    return lambda grid, pose: classes.sample_nearest(grid, pose, planes)
+
+
 def _camera_indices(cfg: ml_collections.ConfigDict, stored: list[str]) -> list[int]:
     """Positions of the configured cameras among the stored ones."""
     names = list(cfg.data.cameras)
@@ -199,11 +335,12 @@ class ImageNeck(nn.Module):
     width: int
     depth_bins: int
     context: int
+    align_corners: bool = False  # of the upsampling; Lift, Splat, Shoot has True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, fine: jax.Array, coarse: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        x = jnp.concatenate([fine, upsample_bilinear(coarse, 2)], axis=-1)
+        x = jnp.concatenate([fine, upsample_bilinear(coarse, 2, self.align_corners)], axis=-1)
         for _ in range(2):
             x = ConvBatchNormReLU(self.width, dtype=self.dtype)(x, train)
         x = nn.Conv(self.depth_bins + self.context, (1, 1), dtype=self.dtype, name="depth_context")(x)
@@ -251,71 +388,44 @@ class MapDecoder(nn.Module):
     coarse_dim: int
     fine_dim: int
     dtype: Any = jnp.float32
+    padding: str = "zeros"
 
     @nn.compact
     def __call__(self, skips: list[jax.Array], train: bool) -> dict[str, jax.Array]:
-        levels = UNetDecoder(self.widths, dtype=self.dtype)(skips, train)
+        levels = UNetDecoder(self.widths, self.dtype, self.padding)(skips, train)
         return _heads(levels[1], levels[0], self.coarse_dim, self.fine_dim, self.dtype)
 
 
 def _heads(
     half: jax.Array, full: jax.Array, coarse_dim: int, fine_dim: int, dtype: Any
 ) -> dict[str, jax.Array]:
-    """Matching features at two scales and segmentation logits, for the compact module that calls it."""
-    logits = nn.Conv(len(SEGMENTATION_CLASSES), (1, 1), dtype=dtype, name="segmentation")(full)
-    return {
-        "coarse": constrain_batch(nn.Conv(coarse_dim, (1, 1), dtype=dtype, name="coarse")(half)),
-        "fine": constrain_batch(nn.Conv(fine_dim, (1, 1), dtype=dtype, name="fine")(full)),
-        "logits": constrain_batch(logits.astype(jnp.float32)),
-    }
+    """Matching features at two scales and segmentation logits, for the compact module that calls it.
 
-
-class NeuralLocalization(nn.Module):
-    """Registers BEV and map features: (N, H, W, D), (N, H, W', D) → (N, 3) offset in (m, m, degrees).
-
-    The BEV is zero-padded to the map's width so that the ego stays centred; both are embedded together by a
-    7x7 convolution with stride 4 (after 2x2 pooling for `pool=2`, so that both stages see the same number of
-    tokens), encoded with an origin-centred position code, and averaged. The last layer starts at zero:
-    training starts at the identity.
+    `fine_dim` 0: a head with one stage reads coarse features only.
     """
+    logits = nn.Conv(len(SEGMENTATION_CLASSES), (1, 1), dtype=dtype, name="segmentation")(full)
+    found = {
+        "coarse": nn.Conv(coarse_dim, (1, 1), dtype=dtype, name="coarse")(half),
+        "logits": logits.astype(jnp.float32),
+    }
+    if fine_dim:
+        found["fine"] = nn.Conv(fine_dim, (1, 1), dtype=dtype, name="fine")(full)
+    return {name: constrain_batch(value) for name, value in found.items()}
+
+
+class MapEmbedding(nn.Module):
+    """(M, H, W, 3) class numbers of area, way and node → (M, H, W, 3·dim)."""
 
     dim: int
-    layers: int
-    heads: int
-    mlp_dim: int
-    dropout: float
-    pool: int = 1
-    scale: float = 1.0
-    stride: int = 4
-    norm: str = "post"
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, bev_features: jax.Array, map_features: jax.Array, train: bool) -> jax.Array:
-        side = (map_features.shape[2] - bev_features.shape[2]) // 2
-        padded = jnp.pad(bev_features, ((0, 0), (0, 0), (side, side), (0, 0)))
-        x = jnp.concatenate([padded, map_features], axis=-1)
-        if self.pool > 1:
-            window = (self.pool, self.pool)
-            x = nn.avg_pool(x, window, strides=window)
-        x = nn.Conv(
-            self.dim,
-            (7, 7),
-            strides=(self.stride, self.stride),
-            padding=((3, 3), (3, 3)),
-            dtype=self.dtype,
-            name="embed",
-        )(x)
-        x = nn.gelu(x, approximate=False)
-        count, rows, columns, _ = x.shape
-        x = x + sinusoidal_encoding_2d(rows, columns, self.dim).astype(x.dtype)
-        x = TransformerEncoder(
-            self.layers, self.heads, self.mlp_dim, self.dropout, self.dtype, self.norm, name="encoder"
-        )(x.reshape(count, rows * columns, self.dim), train)
-        x = jnp.mean(x.astype(jnp.float32), axis=1)
-        for _ in range(2):
-            x = nn.relu(nn.Dense(self.dim)(x))
-        return self.scale * nn.Dense(3, kernel_init=nn.initializers.zeros, name="offset")(x)
+    def __call__(self, classes: jax.Array) -> jax.Array:
+        planes = [
+            nn.Embed(count + 1, self.dim, dtype=self.dtype, name=name)(classes[..., i])
+            for i, (name, count) in enumerate(OSM_CLASSES.items())
+        ]
+        return jnp.concatenate(planes, axis=-1)
 
 
 def _image_trunk(cfg: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
@@ -329,25 +439,81 @@ def _image_trunk(cfg: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
     )
 
 
+def _regression_stages(
+    cfg: ml_collections.ConfigDict, stages: tuple[type[nn.Module], ...], dtype: Any
+) -> list[nn.Module]:
+    """One module a stage. `fine_tokens` of the fine stage lie on each side of its grid of tokens."""
+    m = cfg.model
+    settings = {
+        name: m.registration[name]
+        for name in ("dim", "layers", "heads", "mlp_dim", "dropout", "scale", "stride", "norm")
+    }
+    modules = [stages[0](**settings, dtype=dtype)]
+    if len(stages) == 2:
+        most = map_grid(cfg).shape[0] // m.registration.stride
+        pool = {most: 1, most // 2: 2}.get(m.fine_tokens)
+        if pool is None or (m.stage_skip and pool == 1):
+            raise ConfigError(
+                f"config.model.fine_tokens is {m.fine_tokens}; expected {most // 2}, as many as the coarse "
+                f"stage has, or {most} (without stage_skip) for this map and registration.stride"
+            )
+        modules.append(stages[1](**settings, pool=pool, dtype=dtype))
+    return modules
+
+
+def _voting_stages(
+    cfg: ml_collections.ConfigDict, stages: tuple[type[nn.Module], ...], dtype: Any
+) -> list[nn.Module]:
+    """Voting over all poses on coarse features, then around the best on fine ones."""
+    v, (lattice, fine_lattice) = cfg.model.voting, pose_lattices(cfg)
+    half = 2 * cfg.model.cell
+    coarse, fine = stages
+    return [
+        coarse(
+            v.dim,
+            Grid2D(bev_grid(cfg).extent, half),
+            Grid2D(map_grid(cfg).extent, half),
+            lattice,
+            v.correlation,
+            dtype,
+        ),
+        fine(v.dim, map_grid(cfg), map_grid(cfg), fine_lattice, v.correlation, dtype),
+    ]
+
+
+def _coarse_gradient(cfg: ml_collections.ConfigDict, way: str) -> bool:
+    """Whether the fine loss reaches the coarse stage by `way`: 'warp' or 'target'.
+
+    By default by neither: a target must not chase the prediction.
+    """
+    return _one_of(cfg, "coarse_grad", COARSE_GRADIENTS) in (way, "both")
+
+
 class MapLocNet(nn.Module):
-    """The two-stage model; submodule names are the components that `describe` reports."""
+    """The whole model; submodule names are the components that `describe` reports."""
 
     cfg: ml_collections.FrozenConfigDict
 
     def setup(self) -> None:
         m, dtype = self.cfg.model, jnp.dtype(self.cfg.dtype)
+        stages = HEADS[_one_of(self.cfg, "head", HEADS)]
+        fine_dim = m.fine_dim if len(stages) == 2 else 0
         self.image_trunk = _image_trunk(m.image_trunk, dtype)
-        self.image_neck = ImageNeck(m.neck_width, self.depth_bins, m.context, dtype=dtype)
+        self.image_neck = ImageNeck(
+            m.neck_width, self.depth_bins, m.context, m.neck_align_corners, dtype=dtype
+        )
         self.bev_encoder = BevEncoder(tuple(m.bev_widths), tuple(m.bev_blocks), dtype=dtype)
-        self.bev_decoder = BevDecoder(tuple(m.bev_decoder_widths), m.coarse_dim, m.fine_dim, dtype=dtype)
-        self.map_trunk = VGG16Trunk(m.map_depth, tuple(m.map_widths), dtype=dtype)
-        self.map_decoder = MapDecoder(tuple(m.map_decoder_widths), m.coarse_dim, m.fine_dim, dtype=dtype)
-        registration = {
-            name: m.registration[name]
-            for name in ("dim", "layers", "heads", "mlp_dim", "dropout", "scale", "stride", "norm")
-        }
-        self.localize_coarse = NeuralLocalization(**registration, dtype=dtype)
-        self.localize_fine = NeuralLocalization(**registration, pool=2, dtype=dtype)
+        self.bev_decoder = BevDecoder(tuple(m.bev_decoder_widths), m.coarse_dim, fine_dim, dtype=dtype)
+        if _one_of(self.cfg, "osm_style", OSM_STYLES) == "orienternet":
+            self.map_embedding = MapEmbedding(m.osm_embedding, dtype=dtype)
+        self.map_trunk = VGG16Trunk(m.map_depth, tuple(m.map_widths), dtype, m.map_padding)
+        self.map_decoder = MapDecoder(
+            tuple(m.map_decoder_widths), m.coarse_dim, fine_dim, dtype, m.map_padding
+        )
+        make = _voting_stages if m.head == "exhaustive" else _regression_stages
+        self.localize_coarse, *finer = make(self.cfg, stages, dtype)
+        if finer:
+            self.localize_fine = finer[0]
 
     @property
     def depth_bins(self) -> int:
@@ -371,22 +537,28 @@ class MapLocNet(nn.Module):
         )
         level = int(np.log2(m.feature_stride))
         depth, context = self.image_neck(taps[f"reduction_{level}"], taps[f"reduction_{level + 1}"], train)
-        rows, columns = depth.shape[1:3]
-
-        points = projection.frustum((height, width), (rows, columns), tuple(m.depths))
-        ids = bev.cell_ids(projection.pixels_to_ego(points, intrinsics, ego_T_camera), grid, tuple(m.z_range))
-        outside = grid.shape[0] * grid.shape[1]
-        ids = jnp.where(camera_mask[:, :, None, None, None], ids, outside)
         lead = (batch, cameras)
-        pooled = bev.splat_segment_sum(
-            context.reshape(*lead, *context.shape[1:]), depth.reshape(*lead, *depth.shape[1:]), ids, grid
+        view = splat.View((height, width), tuple(m.depths), intrinsics, ego_T_camera, camera_mask)
+        pooled = splat.MODES[_one_of(self.cfg, "splat", splat.MODES)](
+            context.reshape(*lead, *context.shape[1:]),
+            depth.reshape(*lead, *depth.shape[1:]),
+            view,
+            grid,
+            tuple(m.z_range),
         )
         fine, coarse = self.bev_encoder(constrain_batch(pooled), train)
         return self.bev_decoder(fine, coarse, train)
 
     def encode_map(self, map_patch: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """(B, K, H, W, 3) uint8, 255 where a cell is covered → features and logits of the B·K patches."""
-        patches = map_patch.reshape(-1, *map_patch.shape[2:]).astype(jnp.float32) / 255.0
+        """(B, K, H, W, 3) uint8 → features and logits of the B·K patches.
+
+        255 where a cell is covered, or class numbers for `osm_style` 'orienternet'.
+        """
+        patches = map_patch.reshape(-1, *map_patch.shape[2:])
+        if self.cfg.model.osm_style == "orienternet":
+            patches = self.map_embedding(patches)
+        else:
+            patches = patches.astype(jnp.float32) / 255.0
         return self.map_decoder(self.map_trunk(constrain_batch(patches)), train)
 
     def register(
@@ -394,20 +566,52 @@ class MapLocNet(nn.Module):
     ) -> dict[str, jax.Array]:
         """Features of B frames and B·K patches → offsets (B·K, 3) in (m, m, rad).
 
-        `coarse` is T1, `residual` T2 and `pose` their composition T2·T1.
+        `coarse` is T1; with two stages, `residual` is T2 and `pose` their composition T2·T1; with one, `pose`
+        is T1. Exhaustive voting adds the log-probabilities of both stages' lattices.
         """
-        draws = patch["fine"].shape[0] // frame["fine"].shape[0]
-        repeat = {name: jnp.repeat(frame[name], draws, axis=0) for name in ("coarse", "fine")}
-        coarse = to_radians(self.localize_coarse(repeat["coarse"], patch["coarse"], train))
-        # Neither the warp nor the fine target passes gradients to the coarse stage: a target must not
-        # chase the prediction.
-        fixed = jax.lax.stop_gradient(coarse)
-        moved = bev.warp_se2(
-            repeat["fine"].astype(jnp.float32), fixed, bev_grid(self.cfg), map_grid(self.cfg)
-        )
-        moved = constrain_batch(moved.astype(patch["fine"].dtype))
-        residual = to_radians(self.localize_fine(moved, patch["fine"], train))
-        return {"coarse": coarse, "residual": residual, "pose": se2_compose(residual, fixed)}
+        register = self._register_voting if self.cfg.model.head == "exhaustive" else self._register_regression
+        draws = patch["coarse"].shape[0] // frame["coarse"].shape[0]
+        repeated = {
+            name: jnp.repeat(frame[name], draws, axis=0) for name in ("coarse", "fine") if name in frame
+        }
+        return register(repeated, patch, train)
+
+    def _register_regression(
+        self, frame: dict[str, jax.Array], patch: dict[str, jax.Array], train: bool
+    ) -> dict[str, jax.Array]:
+        unit = jnp.asarray(pose_unit(self.cfg), jnp.float32)
+        offset, tokens = self.localize_coarse(frame["coarse"], patch["coarse"], train)
+        coarse = offset * unit
+        if len(HEADS[self.cfg.model.head]) == 1:
+            return {"coarse": coarse, "pose": coarse}
+        warped_by = coarse if _coarse_gradient(self.cfg, "warp") else jax.lax.stop_gradient(coarse)
+        moved = self._move(frame["fine"], warped_by)
+        earlier = {"earlier": tokens} if self.cfg.model.stage_skip else {}
+        offset, _ = self.localize_fine(moved, patch["fine"], train, **earlier)
+        residual = offset * unit
+        return {"coarse": coarse, "residual": residual, "pose": se2_compose(residual, warped_by)}
+
+    def _register_voting(
+        self, frame: dict[str, jax.Array], patch: dict[str, jax.Array], train: bool
+    ) -> dict[str, jax.Array]:
+        del train  # voting has neither dropout nor batch statistics
+        lattice, fine_lattice = pose_lattices(self.cfg)
+        posterior = self.localize_coarse(frame["coarse"], patch["coarse"])
+        coarse = jax.lax.stop_gradient(voting.mode_pose(posterior, lattice))
+        fine_posterior = self.localize_fine(self._move(frame["fine"], coarse), patch["fine"])
+        residual = voting.mode_pose(fine_posterior, fine_lattice)
+        return {
+            "coarse": coarse,
+            "residual": residual,
+            "pose": se2_compose(residual, coarse),
+            "log_posterior": posterior,
+            "fine_log_posterior": fine_posterior,
+        }
+
+    def _move(self, features: jax.Array, pose: jax.Array) -> jax.Array:
+        """Fine camera features moved by T1 onto the grid of the map."""
+        moved = bev.warp_se2(features.astype(jnp.float32), pose, bev_grid(self.cfg), map_grid(self.cfg))
+        return constrain_batch(moved.astype(features.dtype))
 
     def __call__(self, batch: dict[str, jax.Array], train: bool) -> dict[str, Any]:
         return run_encoders(self, encoders(self.cfg), batch, train)
@@ -442,40 +646,57 @@ def encoders(cfg: ml_collections.ConfigDict) -> dict[str, Encoder]:
 # --- Losses and predictions
 
 
-def to_radians(offset: jax.Array) -> jax.Array:
-    """(..., 3) (m, m, degrees) → (m, m, radians)."""
-    return offset * jnp.asarray([1.0, 1.0, np.pi / 180])
-
-
-def to_degrees(offset: jax.Array) -> jax.Array:
-    """(..., 3) (m, m, radians) → (m, m, degrees), in which offsets and turns span alike."""
-    return offset * jnp.asarray([1.0, 1.0, 180 / np.pi])
+Terms = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def loss(
     cfg: ml_collections.ConfigDict, representations: dict[str, Any], batch: dict[str, jax.Array]
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Eqs. 3-6: smooth-L1 of the coarse offset and of what it leaves to the fine stage, BCE of both maps."""
-    del cfg
-    true_pose = batch["true_pose"].reshape(-1, 3)
-    stages = representations["registration"]
-    # T2 = T·T1⁻¹ (eq. 4), T1 taken as given.
-    left = se2_compose(true_pose, se2_inverse(jax.lax.stop_gradient(stages["coarse"])))
+) -> Terms:
+    """Eqs. 3-6: of the coarse offset, of what it leaves to the fine stage, and BCE of both maps.
+
+    Offsets by smooth-L1 or, for exhaustive voting, by the negative log-likelihood of the true pose.
+    """
+    pose_loss = _voting_loss if cfg.model.head == "exhaustive" else _regression_loss
     map_label = batch["map_label"].reshape(-1, *batch["map_label"].shape[2:])
     return {
-        "coarse": _smooth_l1(stages["coarse"], true_pose),
-        "fine": _smooth_l1(stages["residual"], left),
+        **pose_loss(cfg, representations["registration"], batch["true_pose"].reshape(-1, 3)),
         "bev": _cross_entropy(representations["frame"]["logits"], batch["bev_label"]),
         "map": _cross_entropy(representations["map"]["logits"], map_label),
     }
 
 
-def _smooth_l1(predicted: jax.Array, true: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum and count of smooth-L1 (kink at 1 m and 1°) over offsets (N, 3)."""
+def _regression_loss(cfg: ml_collections.ConfigDict, stages: dict[str, jax.Array], true: jax.Array) -> Terms:
+    terms = {"coarse": _smooth_l1(cfg, stages["coarse"], true)}
+    if "residual" in stages:
+        coarse = stages["coarse"]
+        coarse = coarse if _coarse_gradient(cfg, "target") else jax.lax.stop_gradient(coarse)
+        # T2 = T·T1⁻¹ (eq. 4).
+        terms["fine"] = _smooth_l1(cfg, stages["residual"], se2_compose(true, se2_inverse(coarse)))
+    return terms
+
+
+def _smooth_l1(
+    cfg: ml_collections.ConfigDict, predicted: jax.Array, true: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of smooth-L1 over offsets (N, 3), its kink at one pose unit."""
     difference = predicted - true
     turn = wrap_angle(difference[..., 2:])
-    difference = to_degrees(jnp.concatenate([difference[..., :2], turn], axis=-1))
+    difference = jnp.concatenate([difference[..., :2], turn], axis=-1) / pose_unit(cfg)
     return jnp.sum(optax.losses.huber_loss(difference, delta=1.0)), jnp.float32(difference.size)
+
+
+def _voting_loss(cfg: ml_collections.ConfigDict, stages: dict[str, jax.Array], true: jax.Array) -> Terms:
+    lattice, fine_lattice = pose_lattices(cfg)
+    left = se2_compose(true, se2_inverse(stages["coarse"]))
+    left = jnp.concatenate([left[..., :2], wrap_angle(left[..., 2:])], axis=-1)
+    # What the fine lattice does not reach, it cannot learn from.
+    within = voting.contains(fine_lattice, left).astype(jnp.float32)
+    likelihood = voting.interpolate(stages["log_posterior"], lattice.index(true))
+    fine_likelihood = voting.interpolate(stages["fine_log_posterior"], fine_lattice.index(left))
+    return {
+        "coarse": (-jnp.sum(likelihood), jnp.float32(likelihood.size)),
+        "fine": (-jnp.sum(within * fine_likelihood), jnp.sum(within)),
+    }
 
 
 def _cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -487,15 +708,27 @@ def _cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.
 def predict(
     cfg: ml_collections.ConfigDict, representations: dict[str, Any], batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Per frame (one draw): `pose`, `coarse_pose`, `true_pose` (3,) in (m, m, rad), both segmentations'
-    probabilities, and the record's `index`."""
-    del cfg
+    """Per frame (one draw): `pose`, `true_pose` and of two stages `coarse_pose` (3,) in (m, m, rad), both
+    segmentations' probabilities, and the record's `index`.
+
+    Exhaustive voting adds `position_posterior` on `posterior_grid(cfg)`, and its standard deviation as
+    `position_spread` in metres.
+    """
     stages = representations["registration"]
-    return {
+    found = {
         "pose": stages["pose"],
-        "coarse_pose": stages["coarse"],
         "true_pose": batch["true_pose"][:, 0],
         "bev_probability": jax.nn.sigmoid(representations["frame"]["logits"]),
         "map_probability": jax.nn.sigmoid(representations["map"]["logits"]),
         "index": batch["index"],
     }
+    if "residual" in stages:
+        found["coarse_pose"] = stages["coarse"]
+    if "log_posterior" in stages:
+        probability = jnp.exp(stages["log_posterior"]).sum(axis=1)
+        places = jnp.asarray(pose_lattices(cfg)[0].poses()[0, ..., :2])
+        mean = jnp.einsum("nxy,xyi->ni", probability, places)
+        square = jnp.einsum("nxy,xyi->n", probability, places**2)
+        found["position_posterior"] = probability
+        found["position_spread"] = jnp.sqrt(jnp.maximum(square - jnp.sum(mean**2, axis=-1), 0.0))
+    return found

@@ -21,6 +21,7 @@ class UNetDecoder(nn.Module):
 
     widths: tuple[int, ...]
     dtype: jnp.dtype = jnp.float32
+    padding: str = "zeros"
 
     @nn.compact
     def __call__(self, skips: Sequence[jax.Array], train: bool) -> list[jax.Array]:
@@ -37,6 +38,8 @@ class UNetDecoder(nn.Module):
                     "choose an input size that every pooling divides evenly"
                 )
             x = jnp.concatenate([upsample_bilinear(x, 2), skip.astype(x.dtype)], axis=-1)
-            x = constrain_batch(ConvBatchNormReLU(width, dtype=self.dtype, name=f"level{i}")(x, train))
+            x = constrain_batch(
+                ConvBatchNormReLU(width, padding=self.padding, dtype=self.dtype, name=f"level{i}")(x, train)
+            )
             levels.append(x)
         return levels[::-1]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from placerec_jax.modules.conv import surround
 from placerec_jax.modules.sharding import constrain_batch
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -20,6 +21,7 @@ class VGG16Trunk(nn.Module):
     depth: str = "conv4_3"
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dtype: jnp.dtype = jnp.float32
+    padding: str = "zeros"  # or replicate
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
@@ -34,16 +36,17 @@ class VGG16Trunk(nn.Module):
                 x = nn.max_pool(x, (2, 2), (2, 2))
             for i in range(CONVOLUTIONS[block]):
                 name = f"conv{block + 1}_{i + 1}"
-                x = nn.relu(
-                    nn.Conv(
-                        self.widths[block],
-                        (3, 3),
-                        dtype=self.dtype,
-                        # Without normalisation the variance must survive thirteen ReLU layers by itself.
-                        kernel_init=nn.initializers.he_normal(),
-                        name=name,
-                    )(x)
+                x, border = surround(x, 1, self.padding)
+                convolution = nn.Conv(
+                    self.widths[block],
+                    (3, 3),
+                    padding=border,
+                    dtype=self.dtype,
+                    # Without normalisation the variance must survive thirteen ReLU layers by itself.
+                    kernel_init=nn.initializers.he_normal(),
+                    name=name,
                 )
+                x = nn.relu(convolution(x))
             x = constrain_batch(x)
             levels.append(x)
         return levels

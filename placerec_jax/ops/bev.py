@@ -1,48 +1,10 @@
-"""Bird's-eye-view grids: pooling frustum points into cells, and warping by a planar pose."""
+"""Bird's-eye-view grids warped by a planar pose."""
 
 import jax
 import jax.numpy as jnp
 
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import se2_apply, se2_inverse
-
-
-def cell_ids(ego_xyz: jax.Array, grid: Grid2D, z_range: tuple[float, float]) -> jax.Array:
-    """(..., 3) points in metres → (...) int32 row-major cell numbers; rows·columns marks a point outside.
-
-    Cells are floor((p - lower) / cell): truncation would pull points up to one cell below the lower border
-    into the grid.
-    """
-    rows, columns = grid.shape
-    index = jnp.floor((ego_xyz[..., :2] - jnp.asarray(grid.lower)) / grid.cell)
-    row, column, z = index[..., 0], index[..., 1], ego_xyz[..., 2]
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    inside &= (z >= z_range[0]) & (z < z_range[1])
-    ids = jnp.where(inside, row * columns + column, rows * columns)
-    return ids.astype(jnp.int32)
-
-
-def splat_segment_sum(context: jax.Array, depth: jax.Array, ids: jax.Array, grid: Grid2D) -> jax.Array:
-    """Lifts features along their depth distribution and sums them in the cells they fall into.
-
-    Args:
-      context: (B, N, h, w, C) features of N cameras.
-      depth: (B, N, h, w, D) weights over the depth bins.
-      ids: (B, N, h, w, D) cell numbers of `cell_ids`; rows·columns drops the point.
-      grid: the cells.
-
-    Returns:
-      (B, rows, columns, C) float32 sums: sum over points p in a cell of depth_p · context_p.
-    """
-    batch, channels = context.shape[0], context.shape[-1]
-    rows, columns = grid.shape
-    cells = rows * columns + 1  # one more than the grid: where dropped points go
-    lifted = depth.astype(jnp.float32)[..., None] * context.astype(jnp.float32)[..., None, :]
-    offset_ids = ids.reshape(batch, -1) + jnp.arange(batch, dtype=jnp.int32)[:, None] * cells
-    sums = jax.ops.segment_sum(
-        lifted.reshape(-1, channels), offset_ids.reshape(-1), num_segments=batch * cells
-    )
-    return sums.reshape(batch, cells, channels)[:, :-1].reshape(batch, rows, columns, channels)
 
 
 def sample_bilinear(features: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import pytest
 from configs import maplocnet as configs
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.methods import maplocnet
-from placerec_jax.ops import bev, projection
+from placerec_jax.ops import bev, projection, splat
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_real_frustum_covers_the_grid_as_a_surround_rig_does(real_example: dict[
     ego_xyz = projection.pixels_to_ego(
         points, jnp.asarray(real_example["intrinsics"]), jnp.asarray(real_example["ego_T_camera"])
     )
-    ids = np.asarray(bev.cell_ids(ego_xyz, grid, cfg.model.z_range))
+    ids = np.asarray(splat.cell_ids(ego_xyz, grid, cfg.model.z_range))
     assert ids.size == 59_136
     outside = grid.shape[0] * grid.shape[1]
     assert 0.6 < (ids < outside).mean() < 0.72

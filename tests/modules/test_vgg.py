@@ -12,21 +12,26 @@ WIDTHS = (4, 6, 8, 10, 12)
 CONVOLUTIONS = {"conv4_3": (2, 2, 3, 3), "conv5_3": (2, 2, 3, 3, 3)}
 
 
-def torch_blocks(depth: str) -> list[torch.nn.Sequential]:
+def torch_blocks(depth: str, padding: str) -> list[torch.nn.Sequential]:
     blocks, inputs = [], 3
     for block, count in enumerate(CONVOLUTIONS[depth]):
         layers = [torch.nn.MaxPool2d(2)] if block else []
         for _ in range(count):
-            layers += [torch.nn.Conv2d(inputs, WIDTHS[block], 3, padding=1), torch.nn.ReLU()]
+            layers += [
+                torch.nn.Conv2d(inputs, WIDTHS[block], 3, padding=1, padding_mode=padding),
+                torch.nn.ReLU(),
+            ]
             inputs = WIDTHS[block]
         blocks.append(torch.nn.Sequential(*layers))
     return blocks
 
 
-@pytest.mark.parametrize("depth", ["conv4_3", "conv5_3"])
-def test_every_block_equals_torch(depth):
+@pytest.mark.parametrize(
+    ("depth", "padding"), [("conv4_3", "zeros"), ("conv5_3", "zeros"), ("conv4_3", "replicate")]
+)
+def test_every_block_equals_torch(depth, padding):
     torch.manual_seed(0)
-    blocks = torch_blocks(depth)
+    blocks = torch_blocks(depth, padding)
     params, expected = {}, []
     x = np.random.default_rng(0).normal(size=(2, 32, 48, 3)).astype(np.float32)
     with torch.no_grad():
@@ -39,7 +44,7 @@ def test_every_block_equals_torch(depth):
             params |= {f"conv{number}_{i}": from_torch.conv(layer) for i, layer in enumerate(convs, start=1)}
             features = block(features)
             expected.append(from_torch.nhwc(features))
-    trunk = VGG16Trunk(depth, WIDTHS)
+    trunk = VGG16Trunk(depth, WIDTHS, padding=padding)
     shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0), x))
     from_torch.assert_same_structure({"params": params}, shapes)
     levels = jax.jit(trunk.apply)({"params": params}, x)
@@ -63,3 +68,5 @@ def test_unknown_depth_and_missing_width_are_named():
         VGG16Trunk("conv3_3").init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="needs 5 widths"):
         VGG16Trunk("conv5_3", (8, 8, 8, 8)).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="'reflect'; expected 'zeros' or 'replicate'"):
+        VGG16Trunk(padding="reflect").init(jax.random.key(0), x)

@@ -1,61 +1,12 @@
-"""Splatting against a double loop, and warping against analytic displacements."""
+"""Warping against analytic displacements."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax.test_util import check_grads
 
 from placerec_jax.ops import bev
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import se2_inverse
-
-GRID = Grid2D((-4.0, 4.0, -3.0, 3.0), 0.5)
-Z_RANGE = (-2.0, 2.0)
-
-
-def splat_by_loops(context, depth, xyz, camera_mask):
-    """Sums every point into its cell, one at a time."""
-    result = np.zeros((context.shape[0], *GRID.shape, context.shape[-1]))
-    for b, n, v, u, d in np.ndindex(*depth.shape):
-        x, y, z = xyz[b, n, v, u, d]
-        row, column = int(np.floor((x + 4.0) / 0.5)), int(np.floor((y + 3.0) / 0.5))
-        inside = 0 <= row < GRID.shape[0] and 0 <= column < GRID.shape[1] and Z_RANGE[0] <= z < Z_RANGE[1]
-        if inside and camera_mask[b, n]:
-            result[b, row, column] += depth[b, n, v, u, d] * context[b, n, v, u]
-    return result
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_splat_is_the_double_loop(seed: int):
-    rng = np.random.default_rng(seed)
-    context = rng.normal(size=(2, 2, 3, 4, 5)).astype(np.float32)
-    depth = rng.uniform(size=(2, 2, 3, 4, 6)).astype(np.float32)
-    xyz = rng.uniform([-5, -4, -3], [5, 4, 3], (2, 2, 3, 4, 6, 3)).astype(np.float32)
-    xyz[0, 0, 0, 0, 0] = [-4.0 - 0.3 * 0.5, 0.0, 0.0]  # -0.3 cells: floor drops it, truncation would keep it
-    mask = np.array([[True, False], [True, True]])
-    ids = bev.cell_ids(jnp.asarray(xyz), GRID, Z_RANGE)
-    ids = jnp.where(mask[:, :, None, None, None], ids, GRID.shape[0] * GRID.shape[1])
-    result = jax.jit(bev.splat_segment_sum, static_argnums=3)(context, depth, ids, GRID)
-    np.testing.assert_allclose(result, splat_by_loops(context, depth, xyz, mask), atol=1e-5)
-
-
-def test_points_just_outside_are_dropped():
-    just_below = jnp.asarray([[-4.15, 0.0, 0.0], [0.0, -3.15, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-    outside = GRID.shape[0] * GRID.shape[1]
-    np.testing.assert_array_equal(bev.cell_ids(just_below, GRID, Z_RANGE), [outside] * 4)
-
-
-def test_splat_gradient_is_the_finite_difference():
-    rng = np.random.default_rng(0)
-    context = jnp.asarray(rng.normal(size=(1, 1, 2, 2, 3)), jnp.float32)
-    depth = jnp.asarray(rng.uniform(size=(1, 1, 2, 2, 4)), jnp.float32)
-    ids = bev.cell_ids(jnp.asarray(rng.uniform(-4, 4, (1, 1, 2, 2, 4, 3))), GRID, Z_RANGE)
-
-    def objective(context, depth):
-        return jnp.sum(jnp.sin(bev.splat_segment_sum(context, depth, ids, GRID)))
-
-    check_grads(objective, (context, depth), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 def blob(grid: Grid2D, x: float, y: float, width: float) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from placerec_jax.data import augmentation
-from placerec_jax.ops import bev, projection
+from placerec_jax.ops import projection, splat
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import rigid_matrix
 
@@ -37,7 +37,7 @@ def test_augmented_point_returns_to_its_cell(seed: int):
     np.testing.assert_allclose(back.reshape(3), ego_xyz[0], atol=1e-3)
     grid = Grid2D((-64.0, 64.0, -32.0, 32.0), 0.5)
     expected = int((20.3 + 64) / 0.5) * 128 + int((-3.2 + 32) / 0.5)
-    assert int(bev.cell_ids(back, grid, (-10.0, 10.0)).reshape(())) == expected
+    assert int(splat.cell_ids(back, grid, (-10.0, 10.0)).reshape(())) == expected
 
 
 def test_homography_moves_the_picture_as_it_moves_the_pixels():
