@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from configs import maplocnet
 from data_prep import check
 from data_prep.errors import InputError
 from data_prep.raw import argoverse
@@ -208,6 +209,20 @@ def test_six_cameras_leave_the_smallest_gap():
     (left_out,) = set(CAMERAS) - set(argoverse.SIX_CAMERAS)
     assert min(gaps, key=gaps.get) == left_out
     assert gaps[left_out] == pytest.approx(21, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "cameras"),
+    [
+        ("argoverse", CAMERAS),
+        ("argoverse_six", argoverse.SIX_CAMERAS),
+        ("argoverse_front", ("ring_front_center",)),
+    ],
+)
+def test_presets_name_cameras_that_are_stored(preset, cameras):
+    config = maplocnet.get_config(preset)
+    assert tuple(config.data.cameras) == cameras
+    assert config.model.num_cameras == len(cameras)
 
 
 def test_drivable_area_is_looked_up_as_by_the_devkit(root):
