@@ -175,7 +175,10 @@ class Shader:
         du, dv = u / pitch - column, z / floor - row
         course = np.floor(z * 7.0)
         joint = (z * 7.0 - course < 0.2) | (np.abs((u * 3.5 + 0.5 * (course % 2)) % 1) < 0.08)
-        tone = 1 - brick * joint * (distance[index] < 25)
+        # What is smaller than a pixel is seen as its average.
+        footprint = distance[index] * self.pixel_angle / np.maximum(np.abs(facing[index]), 0.05)
+        fine = np.clip(1.7 - footprint * 14, 0, 1)
+        tone = 1 - brick * (joint * fine + 0.25 * (1 - fine))
         inside = (np.abs(du - 0.5) < share / 2) & (dv > sill) & (dv < head)
         frame = (np.abs(du - 0.5) < share / 2 + 0.05) & (dv > sill - 0.05) & (dv < head + 0.05) & ~inside
         in_shop = (z >= 0) & (z < shop)
@@ -195,8 +198,6 @@ class Shader:
             (room > 0.45)[:, None] * np.clip(room, 0, 1)[:, None] * np.array([0.5, 0.46, 0.38], np.float32)
         )
         pane = dark * (1 + 0.35 * room)[:, None] + blind
-        # Where windows are smaller than pixels, a facade is their average.
-        footprint = distance[index] * self.pixel_angle / np.maximum(np.abs(facing[index]), 0.05)
         sharp = np.clip(1.6 - 1.6 * footprint / pitch, 0, 1)
         mean = share * (head - sill)
         weight = glass * sharp + mean * (1 - sharp)
