@@ -88,11 +88,17 @@ def draw_alignment(
     moved = [fit.apply(street) for street in streets]
     figure = Figure(figsize=(17, 8), layout="constrained")
     panels = figure.subplot_mosaic("ABC;ABD;ABE", width_ratios=(1, 1, 0.45))
-    _draw_map(panels["A"], drivable, grid, streets, f"as the geodesy puts it: {_percent(fit.before)} inside")
-    _draw_map(panels["B"], drivable, grid, moved, f"after the fit: {_percent(fit.after)} inside")
-    for panel, lines, when in ((panels["C"], streets, "before"), (panels["D"], moved, "after")):
-        _draw_map(panel, drivable, grid, lines, f"where it moves most, {when}", width=2.0)
-        _zoom(panel, _most_moved(fit, streets, drivable, grid))
+    place_in_detail = _most_moved(fit, streets, drivable, grid)
+    for whole, detail, lines, when, share in (
+        ("A", "C", streets, "before the fit", fit.before),
+        ("B", "D", moved, "after the fit", fit.after),
+    ):
+        _draw_area(panels[whole], drivable, grid)
+        _draw_streets(panels[whole], drivable, grid, lines, width=0.8)
+        panels[whole].set(title=f"{when}: {_percent(share)} inside", xlabel="map x (m)", ylabel="map y (m)")
+        _draw_area(panels[detail], *_window(drivable, grid, place_in_detail))
+        _draw_streets(panels[detail], drivable, grid, lines, width=2.0)
+        panels[detail].set(title=f"where it moves most, {when}")
     _draw_scores(panels["E"], fit)
     figure.suptitle(f"{place.location}\n{fit.statement()}", fontsize=11)
     figure.supxlabel(attribution, fontsize=8)
@@ -105,20 +111,36 @@ def _percent(share: float) -> str:
     return "not fitted" if np.isnan(share) else f"{share:.1%}"
 
 
-def _draw_map(
-    panel: Axes,
-    drivable: np.ndarray,
-    grid: Grid2D,
-    streets: Sequence[np.ndarray],
-    title: str,
-    width: float = 0.8,
-) -> None:
-    """The area in grey, and the streets by where they lie: blue inside it, red outside."""
-    x_min, x_max, y_min, y_max = grid.extent
-    colours = matplotlib.colors.ListedColormap(["white", _AREA])
+def _draw_area(panel: Axes, drivable: np.ndarray, grid: Grid2D) -> None:
+    """The area in grey; not more cells of a large map than can be seen."""
+    step = 1 + max(drivable.shape) // 2000
     panel.imshow(
-        drivable.T, cmap=colours, vmin=0, vmax=1, origin="lower", extent=grid.extent, interpolation="nearest"
+        drivable[::step, ::step].T,
+        cmap=matplotlib.colors.ListedColormap(["white", _AREA]),
+        vmin=0,
+        vmax=1,
+        origin="lower",
+        extent=grid.extent,
+        interpolation="nearest",
     )
+
+
+def _window(
+    drivable: np.ndarray, grid: Grid2D, center: np.ndarray, reach: float = 90.0
+) -> tuple[np.ndarray, Grid2D]:
+    """The part of the area about a place."""
+    middle, half = np.floor((center - np.array(grid.lower)) / grid.cell).astype(int), int(reach / grid.cell)
+    (top, left), (bottom, right) = np.maximum(middle - half, 0), np.minimum(middle + half, grid.shape)
+    x, y = grid.lower
+    extent = (x + top * grid.cell, x + bottom * grid.cell, y + left * grid.cell, y + right * grid.cell)
+    return drivable[top:bottom, left:right], Grid2D(extent, grid.cell)
+
+
+def _draw_streets(
+    panel: Axes, drivable: np.ndarray, grid: Grid2D, streets: Sequence[np.ndarray], width: float
+) -> None:
+    """Streets by where they lie: blue inside the area, red outside."""
+    limits = panel.get_xlim(), panel.get_ylim()
     pieces, inside = [], []
     for street in streets:
         ends = _cut(street)
@@ -127,7 +149,7 @@ def _draw_map(
     panel.add_collection(
         LineCollection(pieces, colors=np.where(inside, _INSIDE, _OUTSIDE).tolist(), linewidths=width)
     )
-    panel.set(xlim=(x_min, x_max), ylim=(y_min, y_max), title=title, xlabel="map x (m)", ylabel="map y (m)")
+    panel.set(xlim=limits[0], ylim=limits[1])
 
 
 def _is_inside(xy: np.ndarray, drivable: np.ndarray, grid: Grid2D) -> np.ndarray:
@@ -145,12 +167,6 @@ def _most_moved(
     if not len(xy):
         return fit.center
     return xy[np.argmax(np.hypot(*(fit.apply(xy) - xy).T))]
-
-
-def _zoom(panel: Axes, center: np.ndarray, reach: float = 90.0) -> None:
-    panel.set(
-        xlim=(center[0] - reach, center[0] + reach), ylim=(center[1] - reach, center[1] + reach), xlabel=""
-    )
 
 
 def _cut(street: np.ndarray, length: float = 5.0) -> np.ndarray:

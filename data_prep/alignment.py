@@ -34,7 +34,7 @@ from placerec_jax.ops.grid import Grid2D
 # OSM's `highway` values that are compared, with their links: what is on a dataset's map wherever it has one.
 # Service ways run over car parks and yards, which maps for driving often leave out.
 STREETS = ("primary", "secondary", "tertiary", "unclassified", "residential")
-CELL = 1.0  # m, of the raster of distances, which is read by interpolation
+CELL = 0.5  # m, of the raster of distances, which is read by interpolation
 SPACING = 2.0  # m between samples along a road
 REACH = 20.0  # m, largest shift that is tried
 STEP = 2.0  # m, of the grid of shifts
@@ -96,9 +96,9 @@ class Alignment:
             return f"alignment not fitted: {self.problem}"
         dx, dy, rotation, scale_x, scale_y = self.moves
         return (
-            f"OSM roads inside the drivable area: {self.before:.1%} as they come, {self.after:.1%} after "
-            f"({dx:+.1f}, {dy:+.1f}) m, {np.degrees(rotation):+.2f}°, scale {scale_x:.4f} x {scale_y:.4f} "
-            f"({self.after_similarity:.1%} with one scale, {self.similarity[3]:.4f}; {self.samples} samples)"
+            f"OSM roads inside the drivable area: {self.before:.1%} as they come, {self.after:.1%} after a "
+            f"move by ({dx:+.1f}, {dy:+.1f}) m, {np.degrees(rotation):+.2f}°, scale {scale_x:.4f} x "
+            f"{scale_y:.4f} ({self.after_similarity:.1%} with one scale, {self.similarity[3]:.4f}; {self.samples} samples)"
         )
 
     def summary(self) -> dict[str, object]:
@@ -144,9 +144,13 @@ def fit_place(place: Place, extracts: Sequence[OsmData]) -> Alignment:
 
 
 def map_grid(place: Place) -> Grid2D:
-    """The grid over a whole map, in whole cells."""
-    x_min, x_max, y_min, y_max = (round(edge / CELL) * CELL for edge in place.extent)
-    return Grid2D((x_min, x_max, y_min, y_max), CELL)
+    """The grid over a whole map, in whole cells from its lower corner.
+
+    Not on whole metres: a map that is itself a raster of 1 m is taken cell by cell, and not shifted by half.
+    """
+    x_min, x_max, y_min, y_max = place.extent
+    rows, columns = (round((high - low) / CELL) for low, high in ((x_min, x_max), (y_min, y_max)))
+    return Grid2D((x_min, x_min + rows * CELL, y_min, y_min + columns * CELL), CELL)
 
 
 def streets(extracts: Sequence[OsmData], location: str) -> list[np.ndarray]:

@@ -79,7 +79,7 @@ def test_the_score_map_is_the_share_inside():
     samples = samples[inner.all(axis=1)]
     assert fit.samples == len(samples)
     i, j = 4, 13
-    row, column = np.floor(samples + fit.shifts[[i, j]]).astype(int).T
+    row, column = np.floor((samples + fit.shifts[[i, j]]) / GRID.cell).astype(int).T
     # Between the centres of cells the edge is straight, in the raster it has steps.
     assert fit.scores[i, j] == pytest.approx(ground[row, column].mean(), abs=0.02)
     assert fit.scores.max() == fit.scores[tuple((fit.best_shift() / alignment.STEP + 10).astype(int))]

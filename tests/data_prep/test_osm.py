@@ -416,6 +416,17 @@ class TestRealExtracts:
         assert 400 < closed <= len(data.buildings) + data.buildings_left_out < closed + 100
         assert len(data.roads) > 800
         assert len(data.points) > 100
+        # 61 multipolygons with courtyards and parts; the file states no date, its objects do.
+        assert data.building_multipolygons == 61
+        assert sum(len(building) > 1 for building in data.buildings) == 61
+        assert data.snapshot is None
+        assert data.newest_object.startswith("20")
+        # A city's furniture and ground, in most of the classes.
+        assert {"building", "water", "grass", "forest", "park", "parking"} <= {
+            k for k, v in data.areas.items() if v
+        }
+        assert sum(len(nodes) > 0 for nodes in data.nodes.values()) >= 25
+        assert len(data.ways["path"]) > len(data.ways["road"])
 
     def test_small_with_buildings(self, real_data):
         data = osm.read_osm(real_data / "osm/small-with-buildings.osm")

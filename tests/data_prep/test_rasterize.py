@@ -80,3 +80,13 @@ def test_drive_grid_holds_every_patch():
             assert (reached > np.array(grid.lower)).all()
             assert (reached < np.array(grid.extent)[[1, 3]]).all()
     assert np.allclose(np.array(grid.lower) / CELL % 1, 0)
+
+
+def test_the_first_of_overlapping_classes_is_seen():
+    grid = Grid2D((0.0, 2.0, 0.0, 1.5), 0.5)
+    first, second, third = np.zeros((3, *grid.shape), np.uint8)
+    first[:2], second[1:3], third[:, 2] = 1, 1, 1
+    plane = rasterize.class_plane([first, second, third], grid)
+    assert plane.dtype == np.uint8
+    np.testing.assert_array_equal(plane, [[1, 1, 1], [1, 1, 1], [2, 2, 2], [0, 0, 3]])
+    assert not rasterize.class_plane([], grid).any()
