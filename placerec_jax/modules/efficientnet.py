@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from placerec_jax.errors import ConfigError
 from placerec_jax.modules.sharding import constrain_batch
+from placerec_jax.ops.depthwise import Padding, depthwise_convolution
 
 
 class Stage(NamedTuple):
@@ -111,7 +112,7 @@ class MBConv(nn.Module):
         if self.expansion != 1:
             x = _conv(hidden, 1, 1, self.dtype, how, name="expand_conv")(x)
             x = nn.silu(_batch_norm(train, self.dtype, how, name="expand_bn")(x))
-        x = _conv(hidden, self.kernel, self.stride, self.dtype, how, groups=hidden, name="depthwise_conv")(x)
+        x = DepthwiseConv(self.kernel, self.stride, self.dtype, how, name="depthwise_conv")(x)
         x = nn.silu(_batch_norm(train, self.dtype, how, name="depthwise_bn")(x))
         squeezed = max(1, int(channels * SQUEEZE_RATIO))  # of the block's input, not of the hidden width
         x = SqueezeExcite(squeezed, self.dtype, name="se")(x)
@@ -138,14 +139,31 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, None, None, :]
 
 
+class DepthwiseConv(nn.Module):
+    """(B, H, W, C) → (B, H / stride, W / stride, C): every channel with its own filter, no bias."""
+
+    kernel: int
+    stride: int
+    dtype: jnp.dtype
+    convention: Convention
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # The released initialisation: the number of outputs a weight feeds, and a depthwise filter feeds one.
+        initial = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", initial, (self.kernel, self.kernel, 1, x.shape[-1]))
+        padding = _padding(self.convention, x.shape[1:3], self.kernel, self.stride)
+        return depthwise_convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+
+
+def _padding(convention: Convention, size: tuple[int, ...], kernel: int, stride: int) -> Padding:
+    if convention.padding == "symmetric":
+        return ((kernel // 2, kernel // 2),) * 2
+    return tuple(jax.lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), convention.padding))
+
+
 def _conv(
-    features: int,
-    kernel: int,
-    stride: int,
-    dtype: jnp.dtype,
-    convention: Convention,
-    groups: int = 1,
-    name: str | None = None,
+    features: int, kernel: int, stride: int, dtype: jnp.dtype, convention: Convention, name: str
 ) -> nn.Conv:
     symmetric = ((kernel // 2, kernel // 2),) * 2
     return nn.Conv(
@@ -153,14 +171,9 @@ def _conv(
         (kernel, kernel),
         (stride, stride),
         padding=symmetric if convention.padding == "symmetric" else convention.padding,
-        feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
-        # The released initialisation: the number of outputs a weight feeds, where a depthwise filter feeds
-        # one.
-        kernel_init=nn.initializers.variance_scaling(
-            2.0, "fan_in" if groups > 1 else "fan_out", "truncated_normal"
-        ),
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
         name=name,
     )
 
