@@ -252,14 +252,16 @@ def _advice(fit: alignment.Alignment, align: str) -> str | None:
 def camera_in_level_frame(frame: Frame, camera: Camera) -> np.ndarray:
     """(4, 4) float64 level_T_camera: from the camera at its image's time to the level ego frame of the frame.
 
-    Poses on a map are (x, y, yaw): the frame they stand for is level, with the ego's heading and height. How
-    the vehicle tilts in it, and how far it drove between frame and image, belongs to the camera.
+    Poses on a map are (x, y, yaw): the frame they stand for is level, with the ego's heading, on the ground
+    below its origin. How the vehicle tilts in it, and how far it drove between frame and image, belongs to
+    the camera.
     """
     pose = frame.map_T_ego
+    foot = pose[:3, 3] - [0.0, 0.0, frame.ego_height]
     yaw = rigid.yaw_of(pose[:3, :3])
     cos, sin = np.cos(yaw), np.sin(yaw)
     map_R_level = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    map_T_level = rigid.rigid_matrix(map_R_level, pose[:3, 3])
+    map_T_level = rigid.rigid_matrix(map_R_level, foot)
     return rigid.rigid_inverse(map_T_level) @ camera.map_T_ego @ camera.ego_T_camera
 
 
@@ -428,7 +430,12 @@ def map_source(
     grid = rasterize.drive_grid(xy, MAP_MARGIN, CELL)
     fit = alignment.fit_place(place, extracts)
     move = ALIGN_MODES[align](fit)
-    to_map = functools.partial(_to_map, location=place.location, grid=grid, move=move)
+    # What the fit may move into the grid, and the width of a road.
+    reach = 2 * alignment.REACH
+    near = functools.partial(geodesy.shapes_near, location=place.location, extent=grid.extent, reach=reach)
+
+    def to_map(shapes: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+        return [[move(row) for row in shape] for shape in near(shapes)]
 
     def lines(name: str) -> list[np.ndarray]:
         return [line for e in extracts for (line,) in to_map([[line] for line in e.ways[name]])]
@@ -456,32 +463,6 @@ ALIGN_MODES: dict[str, Callable[[alignment.Alignment], Callable[[np.ndarray], np
     "report": lambda fit: lambda xy: xy,
     "apply": lambda fit: fit.apply,
 }
-
-
-def _to_map(
-    shapes: Sequence[Sequence[np.ndarray]],
-    location: str,
-    grid: Grid2D,
-    move: Callable[[np.ndarray], np.ndarray],
-) -> list[list[np.ndarray]]:
-    """Shapes, each a list of point rows (N, 2) in degrees → those that may touch the grid, in map metres."""
-    if not shapes:
-        return []
-    # One call for all points: an extract of a country has millions of ways.
-    rows = [row for shape in shapes for row in shape]
-    ends = np.cumsum([len(row) for row in rows])
-    xy = move(geodesy.wgs84_to_map(np.concatenate(rows), location))
-    starts = np.concatenate([[0], ends[:-1]])
-    of_shape = np.concatenate([[0], np.cumsum([len(shape) for shape in shapes])])
-    lower = np.minimum.reduceat(np.minimum.reduceat(xy, starts), of_shape[:-1])
-    upper = np.maximum.reduceat(np.maximum.reduceat(xy, starts), of_shape[:-1])
-    x_min, x_max, y_min, y_max = grid.extent
-    reach = rasterize.ROAD_WIDTH_CELLS * grid.cell
-    near = ((lower < [x_max + reach, y_max + reach]) & (upper > [x_min - reach, y_min - reach])).all(axis=1)
-    return [
-        [xy[starts[row] : ends[row]] for row in range(of_shape[shape], of_shape[shape + 1])]
-        for shape in np.flatnonzero(near)
-    ]
 
 
 def _coverage(xy: np.ndarray, roads: Sequence[np.ndarray]) -> float:

@@ -12,7 +12,7 @@ A root holds what the archives unpack to:
 
 NS is a time in nanoseconds. Cameras and LiDAR are not synchronous, and images are missing here and there: a
 frame is a sweep together with the nearest image of each camera, and sweeps that lack one are passed over.
-The ego frame is that of the rear axle: x forward, y left, z up, about 0.33 m above the ground.
+The ego frame is at the middle of the rear axle: x forward, y left, z up.
 """
 
 import dataclasses
@@ -59,6 +59,7 @@ CITY_MARKER = "BUILT-IN-CITY.json"  # stands in a root that the built-in city wr
 
 KEYFRAME_RATE = 2.0  # Hz, as nuScenes has it
 SWEEP_SECONDS = 0.1
+EGO_HEIGHT = 0.33  # m, as the dataset's authors say (argoverse-api, issue 286)
 # Half the interval of the ring cameras (30 Hz): the farthest that the nearest image of a sweep can be.
 TOLERANCE = 1 / 60  # s
 
@@ -397,7 +398,8 @@ def _frame(log: Log, sweep: int, images: dict[str, int], calibration: dict[str, 
     lidar = Lidar(
         log.path / "lidar" / f"PC_{sweep}.ply", sweep // 1000, np.eye(4), _read_pose(log.path, sweep)
     )
-    return Frame(f"{log.path.name}_{sweep}", log.path.name, log.city, sweep // 1000, cameras, lidar)
+    token = f"{log.path.name}_{sweep}"
+    return Frame(token, log.path.name, log.city, sweep // 1000, cameras, lidar, EGO_HEIGHT)
 
 
 def _read_pose(log: Path, time: int) -> np.ndarray:

@@ -42,6 +42,7 @@ class Frame:
     timestamp: int  # µs
     cameras: tuple[Camera, ...]
     lidar: Lidar
+    ego_height: float = 0.0  # m of the ego frame's origin above the ground
 
     @property
     def map_T_ego(self) -> np.ndarray:  # noqa: N802 (frames name transforms)

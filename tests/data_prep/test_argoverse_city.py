@@ -179,6 +179,8 @@ def test_conversion_stores_seven_cameras_and_the_splits(prepared, recordings):
     np.testing.assert_array_equal(record["map_pose_ego"], frame.map_pose_ego)
     assert record["intrinsics"].shape == (7, 3, 3)
     assert record["ego_T_camera"].shape == (7, 4, 4)
+    # Stored in a frame on the ground, as nuScenes' is: there the cameras are 1.69 m up, but for the slope.
+    np.testing.assert_allclose(record["ego_T_camera"][:, 2, 3], 1.69, atol=0.15)
 
 
 def test_conversion_draws_the_drivable_area_cell_by_cell(prepared, root):
