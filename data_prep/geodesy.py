@@ -14,6 +14,7 @@ northing = y + N0 (appendix A.1 of the Argoverse paper, arXiv 1911.02620).
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import pyproj
@@ -114,6 +115,32 @@ def wgs84_bounds(
     corners = map_to_wgs84([(x, y) for x in (x_min, x_max) for y in (y_min, y_max)], location)
     (south, west), (north, east) = corners.min(axis=0), corners.max(axis=0)
     return float(south), float(west), float(north), float(east)
+
+
+def shapes_near(
+    shapes: Sequence[Sequence[np.ndarray]],
+    location: str,
+    extent: tuple[float, float, float, float],
+    reach: float,
+) -> list[list[np.ndarray]]:
+    """Shapes, each a list of point rows (N, 2) in degrees → those whose boxes come within `reach` (m) of
+    x_min, x_max, y_min, y_max in the map frame of `location`, in metres there."""
+    if not shapes:
+        return []
+    # One call for all points: an extract of a country has millions of ways.
+    rows = [row for shape in shapes for row in shape]
+    ends = np.cumsum([len(row) for row in rows])
+    xy = wgs84_to_map(np.concatenate(rows), location)
+    starts = np.concatenate([[0], ends[:-1]])
+    of_shape = np.concatenate([[0], np.cumsum([len(shape) for shape in shapes])])
+    lower = np.minimum.reduceat(np.minimum.reduceat(xy, starts), of_shape[:-1])
+    upper = np.maximum.reduceat(np.maximum.reduceat(xy, starts), of_shape[:-1])
+    x_min, x_max, y_min, y_max = extent
+    near = ((lower < [x_max + reach, y_max + reach]) & (upper > [x_min - reach, y_min - reach])).all(axis=1)
+    return [
+        [xy[starts[row] : ends[row]] for row in range(of_shape[shape], of_shape[shape + 1])]
+        for shape in np.flatnonzero(near)
+    ]
 
 
 def sphere_points(latlon: np.ndarray) -> np.ndarray:
