@@ -84,7 +84,7 @@ def draw_alignment(
     """Write the picture of one location's fit as PNG."""
     grid = alignment.map_grid(place)
     drivable = place.drivable.draw(grid)
-    streets = alignment.streets(extracts, place.location)
+    streets = alignment.streets(extracts, place)
     moved = [fit.apply(street) for street in streets]
     figure = Figure(figsize=(17, 8), layout="constrained")
     panels = figure.subplot_mosaic("ABC;ABD;ABE", width_ratios=(1, 1, 0.45))

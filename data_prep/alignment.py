@@ -98,7 +98,8 @@ class Alignment:
         return (
             f"OSM roads inside the drivable area: {self.before:.1%} as they come, {self.after:.1%} after a "
             f"move by ({dx:+.1f}, {dy:+.1f}) m, {np.degrees(rotation):+.2f}°, scale {scale_x:.4f} x "
-            f"{scale_y:.4f} ({self.after_similarity:.1%} with one scale, {self.similarity[3]:.4f}; {self.samples} samples)"
+            f"{scale_y:.4f}; {self.after_similarity:.1%} with one scale ({self.similarity[3]:.4f}); "
+            f"{self.samples} samples"
         )
 
     def summary(self) -> dict[str, object]:
@@ -139,8 +140,9 @@ def sample_roads(roads: Sequence[np.ndarray], spacing: float = SPACING) -> np.nd
 
 def fit_place(place: Place, extracts: Sequence[OsmData]) -> Alignment:
     """Fit the streets of OpenStreetMap extracts to the drivable area of a dataset's map."""
-    grid = map_grid(place)
-    return fit_alignment(streets(extracts, place.location), place.drivable.draw(grid), grid)
+    roads = streets(extracts, place)
+    grid = _grid_about(roads, map_grid(place))
+    return fit_alignment(roads, place.drivable.draw(grid), grid)
 
 
 def map_grid(place: Place) -> Grid2D:
@@ -153,15 +155,30 @@ def map_grid(place: Place) -> Grid2D:
     return Grid2D((x_min, x_min + rows * CELL, y_min, y_min + columns * CELL), CELL)
 
 
-def streets(extracts: Sequence[OsmData], location: str) -> list[np.ndarray]:
-    """Polylines (N, 2) in map metres of the classes STREETS and their links."""
+def _grid_about(roads: Sequence[np.ndarray], whole: Grid2D) -> Grid2D:
+    """The part of the map about the roads: what lies further off does not matter to them."""
+    points = sample_roads(roads)
+    x_min, x_max, y_min, y_max = whole.extent
+    points = points[((points > [x_min, y_min]) & (points < [x_max, y_max])).all(axis=1)]
+    if not len(points):
+        return whole
+    reach = 2 * (REACH + MAX_SCALE * max(x_max - x_min, y_max - y_min))
+    lower = np.floor((points.min(axis=0) - reach - whole.lower) / CELL) * CELL + whole.lower
+    upper = np.ceil((points.max(axis=0) + reach - whole.lower) / CELL) * CELL + whole.lower
+    lower, upper = np.maximum(lower, [x_min, y_min]), np.minimum(upper, [x_max, y_max])
+    return Grid2D((float(lower[0]), float(upper[0]), float(lower[1]), float(upper[1])), CELL)
+
+
+def streets(extracts: Sequence[OsmData], place: Place) -> list[np.ndarray]:
+    """Polylines (N, 2) in map metres, of the classes STREETS and their links, that come near the map."""
     kinds = {kind for street in STREETS for kind in (street, f"{street}_link")}
-    return [
-        geodesy.wgs84_to_map(road, location)
+    wanted = [
+        [road]
         for extract in extracts
         for road, kind in zip(extract.roads, extract.road_kinds, strict=True)
         if kind in kinds
     ]
+    return [road for (road,) in geodesy.shapes_near(wanted, place.location, place.extent, REACH)]
 
 
 def fit_alignment(roads: Sequence[np.ndarray], drivable: np.ndarray, grid: Grid2D) -> Alignment:

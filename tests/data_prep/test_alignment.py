@@ -180,7 +180,7 @@ class TestOneNorth:
 
     def test_roads_lie_on_the_drivable_area_and_nowhere_else(self, place, extract):
         """20.6 km of OSM's roads are inside the area, and 3.4 km after a shift of 60 m: six times less."""
-        roads = alignment.streets([extract], LOCATION)
+        roads = alignment.streets([extract], place)
         # Wide enough that no road leaves the raster when it is shifted.
         grid = Grid2D((-300.0, 1900.0, -300.0, 2400.0), 0.5)
         drivable = place.drivable.draw(grid)
