@@ -1,0 +1,1 @@
+"""What the methods cost and how they compare: commands that measure, `python -m benchmarks.<name>`."""
