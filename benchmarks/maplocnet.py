@@ -1,7 +1,7 @@
 """Times every part of MapLocNet beside what the machine would need at least, and the reading of its examples.
 
     python -m benchmarks.maplocnet --config=configs/maplocnet.py:nuscenes [--batch=1,8] [--seconds=1]
-        [--parts=components,splat,train,input] [--data=PREPARED] [--out=FILE.md,FILE.json]
+        [--parts=components,gradients,splat,train,input] [--data=PREPARED] [--out=FILE.md,FILE.json]
 
 Floor of a part: the larger of its FLOPs at the machine's peak and its bytes at the machine's bandwidth, both
 measured in the same run by a matrix product and a pass over memory. FLOPs are two a multiply-accumulate of
@@ -42,7 +42,8 @@ from placerec_jax.training.sharding import make_mesh
 from placerec_jax.training.state import init_state
 from placerec_jax.training.step import make_train_step
 
-PARTS = ("components", "splat", "train", "input")
+PARTS = ("components", "splat", "train", "input")  # measured unless others are asked for
+GRADIENTS = "gradients"  # of every submodule: where the time of a training step goes
 SLOW = 4.0  # times the floor
 
 # Names of the paper's parts, in the order of the computation.
@@ -113,8 +114,9 @@ def example_batch(cfg: ml_collections.ConfigDict, size: int, training: bool) -> 
     return jax.tree.map(jnp.asarray, batch)
 
 
-def forward_parts(cfg: ml_collections.ConfigDict, size: int, all_splats: bool) -> Iterator[Part]:
-    """Every part of one evaluation pass, the ways to splat (`all_splats`), then the whole pass."""
+def forward_parts(cfg: ml_collections.ConfigDict, size: int, parts: list[str]) -> Iterator[Part]:
+    """What `parts` names of: every part of one evaluation pass and the whole pass, their gradients, the ways
+    to splat."""
     model, batch = maplocnet.model(cfg), example_batch(cfg, size, training=False)
     variables = jax.jit(
         lambda: model.init(jax.random.key(0), batch, train=False),
@@ -122,13 +124,37 @@ def forward_parts(cfg: ml_collections.ConfigDict, size: int, all_splats: bool) -
     )()
     calls = submodule_calls(model, variables, batch)
     splats, warp = splat_parts(cfg, batch, calls["image_neck"].output), warp_part(cfg, calls)
-    parts = {name: Part(name, call.function, (call.variables, call.inputs)) for name, call in calls.items()}
-    parts["splat"] = dataclasses.replace(splats[cfg.model.splat], name="splat")
-    parts |= {"warp": warp} if warp else {}
-    yield from (parts[name] for name in TITLES if name in parts)
-    if all_splats:
+    found = {name: Part(name, call.function, (call.variables, call.inputs)) for name, call in calls.items()}
+    found["splat"] = dataclasses.replace(splats[cfg.model.splat], name="splat")
+    found |= {"warp": warp} if warp else {}
+    in_order = [found[name] for name in TITLES if name in found]
+    if "components" in parts:
+        yield from in_order
+    if GRADIENTS in parts:
+        yield from (gradient_part(part) for part in in_order)
+    if "splat" in parts:
         yield from splats.values()
-    yield Part("forward", lambda v, b: model.apply(v, b, train=False), (variables, batch))
+    if "components" in parts:
+        yield Part("forward", lambda v, b: model.apply(v, b, train=False), (variables, batch))
+
+
+def gradient_part(part: Part) -> Part:
+    """The part and its gradients by all floating-point arguments, for ones from above."""
+    leaves, structure = jax.tree.flatten(part.arguments)
+    differentiable = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def run(*leaves: jax.Array) -> Any:
+        chosen = [leaf for leaf, yes in zip(leaves, differentiable, strict=True) if yes]
+
+        def forward(*chosen: jax.Array) -> Any:
+            left = iter(chosen)
+            filled = [next(left) if yes else leaf for leaf, yes in zip(leaves, differentiable, strict=True)]
+            return part.function(*jax.tree.unflatten(structure, filled))
+
+        output, pull_back = jax.vjp(forward, *chosen)
+        return pull_back(jax.tree.map(jnp.ones_like, output))
+
+    return Part(f"{part.name}, with gradients", run, tuple(leaves))
 
 
 def splat_parts(
@@ -299,6 +325,11 @@ def as_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _title(name: str) -> str:
+    first, comma, rest = name.partition(",")
+    return TITLES.get(first, first) + comma + rest
+
+
 def _table(rows: list[Row], report: Report) -> list[str]:
     whole = next((row.timing.median for row in rows if row.name == "forward"), None)
     lines = [
@@ -310,9 +341,11 @@ def _table(rows: list[Row], report: Report) -> list[str]:
         arithmetic = 2 * row.cost.macs / report.machine.peak(report.about["dtype"])
         bound = "FLOPs" if arithmetic >= row.floor else "bytes"
         ratio = f"**{row.ratio:.1f}**" if row.ratio > SLOW else f"{row.ratio:.1f}"
-        share = f"{100 * row.timing.median / whole:.0f} %" if whole and row.name != "train step" else ""
+        share = (
+            f"{100 * row.timing.median / whole:.0f} %" if whole and row.name in (*TITLES, "forward") else ""
+        )
         lines.append(
-            f"| {TITLES.get(row.name, row.name)} | {row.cost.macs / 1e9:.3f} "
+            f"| {_title(row.name)} | {row.cost.macs / 1e9:.3f} "
             f"| {row.cost.moved_bytes / 1e6:.1f} | {1e3 * row.timing.median:.3g} | {low} – {high} "
             f"| {1e3 * row.floor:.3g} | {bound} | {ratio} | {share} |"
         )
@@ -334,15 +367,13 @@ def _table(rows: list[Row], report: Report) -> list[str]:
 def measure(
     cfg: ml_collections.ConfigDict, batches: list[int], parts: list[str], data: str, seconds: float
 ) -> Report:
-    """Runs the measurements `parts` (of PARTS) for every batch size; see the module's docstring."""
+    """Runs the measurements `parts` (of PARTS and GRADIENTS) for every batch size."""
     machine = machines.measure({cfg.dtype}, seconds)
     rows = []
     for size in batches:
-        wanted = forward_parts(cfg, size, all_splats="splat" in parts)
+        wanted = forward_parts(cfg, size, parts)
         for part in tqdm(wanted, f"batch {size}", unit="part", disable=None):
-            of_splats = part.name.startswith("splat ")
-            if of_splats or "components" in parts:
-                rows.append(time_part(part, size, machine, cfg.dtype, seconds))
+            rows.append(time_part(part, size, machine, cfg.dtype, seconds))
         if "train" in parts:
             rows.append(time_train_step(cfg, size, machine, seconds))
     found = "input" in parts and (Path(data) / "manifest.json").is_file()
@@ -366,9 +397,9 @@ def _main(_: Any) -> None:
         for path in outputs:
             if path.suffix not in (".md", ".json"):
                 raise ConfigError(f"--out={path}: expected names that end in .md or .json")
-        unknown = sorted(set(values.parts) - set(PARTS))
+        unknown = sorted(set(values.parts) - {*PARTS, GRADIENTS})
         if unknown:
-            raise ConfigError(f"--parts={unknown[0]}: expected a choice of {','.join(PARTS)}")
+            raise ConfigError(f"--parts={unknown[0]}: expected a choice of {','.join((*PARTS, GRADIENTS))}")
         if not all(size.isdigit() and int(size) > 0 for size in values.batch):
             raise ConfigError(f"--batch={','.join(values.batch)}: expected whole numbers from 1 on")
         cfg = ml_collections.FrozenConfigDict(values.config)
@@ -390,8 +421,8 @@ def main() -> None:
     config_flags.DEFINE_config_file(
         "config", "configs/maplocnet.py", "Config file, as configs/maplocnet.py:nuscenes."
     )
-    flags.DEFINE_list("batch", ["1", "8"], "Examples in a pass; several are measured one after the other.")
-    flags.DEFINE_list("parts", list(PARTS), "What to measure.")
+    flags.DEFINE_list("batch", ["1", "8"], "Examples in a pass; each size is measured.")
+    flags.DEFINE_list("parts", list(PARTS), f"What to measure; there is also {GRADIENTS}.")
     flags.DEFINE_list("out", [], "Files to write: .md and .json.")
     flags.DEFINE_string("data", None, "Prepared folder to read examples from (default: config.data.root).")
     flags.DEFINE_float("seconds", 1.0, "About how long every part is timed.")

@@ -151,6 +151,17 @@ def test_one_stage_has_no_warp(calls):
     assert benchmark.warp_part(config(), coarse_only) is None
 
 
+def test_gradients_are_those_of_the_part():
+    def function(parameters, count, x):
+        return {"y": parameters["w"] * count * x**2}
+
+    part = benchmark.Part("p", function, ({"w": jnp.float32(3)}, jnp.int32(2), jnp.asarray([1.0, 5.0])))
+    gradients = benchmark.gradient_part(part)
+    by_w, by_x = gradients.function(*gradients.arguments)
+    assert by_w == 2 * (1 + 25)
+    np.testing.assert_allclose(by_x, 2 * 3 * 2 * np.array([1.0, 5.0]))
+
+
 @pytest.mark.slow
 def test_the_train_step_does_at_least_three_forward_passes_of_work():
     """One forward, two products backward for each forward one, but for those of the first layers."""
