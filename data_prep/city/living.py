@@ -126,16 +126,13 @@ class View:
         self._bodies: RayCaster | None = None
         if not movers:
             return
-        triangles, numbers, spheres = [], [], []
+        triangles, numbers = [], []
         centre = np.append(self.mesh.centre, 0.0)
         for mover, frame in zip(movers, frames, strict=True):
             shape = mover.shapes[_step_phase(mover, time)]
             triangles.append(shape @ frame[:3, :3].T + (frame[:3, 3] - centre))
             numbers.append(mover.first + np.arange(len(shape)))
-            middle = (frame @ [0, 0, mover.actor.size[2] / 2, 1.0])[:3] - centre
-            spheres.append(np.append(middle, mover.radius))
         self._numbers = np.concatenate(numbers)
-        self._spheres = np.array(spheres, np.float32)
         everyone = self.mesh._replace(triangles=np.concatenate(triangles).astype(np.float32))
         self._bodies = RayCaster(everyone)
         self._own_normals = np.zeros((len(self.mesh.triangles) - self._standing, 3), np.float32)
@@ -146,20 +143,19 @@ class View:
         hits = self._town.cast(origins, directions)
         if self._bodies is None:
             return hits
-        index = self._near(origins, directions)
-        own = self._bodies.cast(origins[index], directions[index])
-        closer = (own.triangle >= 0) & ((hits.triangle[index] < 0) | (own.distance < hits.distance[index]))
-        hits.triangle[index[closer]] = self._numbers[own.triangle[closer]]
-        hits.distance[index[closer]] = own.distance[closer]
+        # Most rays miss the few bodies, which Embree finds out faster than any test made here.
+        own = self._bodies.cast(origins, directions)
+        met = np.flatnonzero(own.triangle >= 0)
+        met = met[(hits.triangle[met] < 0) | (own.distance[met] < hits.distance[met])]
+        hits.triangle[met] = self._numbers[own.triangle[met]]
+        hits.distance[met] = own.distance[met]
         return hits
 
     def occluded(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """As RayCaster.occluded."""
         blocked = self._town.occluded(origins, directions)
         if self._bodies is not None:
-            index = self._near(origins, directions)
-            index = index[~blocked[index]]
-            blocked[index] = self._bodies.occluded(origins[index], directions[index])
+            blocked |= self._bodies.occluded(origins, directions)
         return blocked
 
     def normals_of(self, triangle: np.ndarray) -> np.ndarray:
@@ -170,20 +166,6 @@ class View:
         own = np.flatnonzero(triangle >= self._standing)
         normals[own] = self._own_normals[triangle[own] - self._standing]
         return normals
-
-    def _near(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Numbers of the rays that pass through the sphere around any body, and maybe of some more."""
-        if len(origins) == 0:
-            return np.zeros(0, np.int64)
-        # The squared distance of a ray from a centre is |c - o|² - ((c - o)·d)²: matrix products, relative to
-        # the first origin so that float32 has centimetres to spare.
-        start = origins - origins[0]
-        centres = self._spheres[:, :3] - origins[0]
-        reach = self._spheres[:, 3] + np.float32(0.2)
-        along = directions @ centres.T - np.einsum("ij,ij->i", start, directions)[:, None]
-        squared = np.einsum("ij,ij->i", start, start)[:, None] - 2 * (start @ centres.T)
-        squared += np.einsum("ij,ij->i", centres, centres)
-        return np.flatnonzero(((squared - along * along < reach**2) & (along > -reach)).any(1))
 
 
 def _step_phase(mover: Mover, time: float) -> int:
