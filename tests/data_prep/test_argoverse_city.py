@@ -169,6 +169,8 @@ def test_conversion_stores_seven_cameras_and_the_splits(prepared, recordings):
     assert manifest["source"]["dataset"] == "argoverse"
     assert manifest["source"]["built_in_city"] is True
     assert manifest["counts"]["sweeps_without_images"] == 0
+    # Streets lie in the middle of the drivable area, not half a cell beside it.
+    assert np.abs(manifest["alignment"][CITY]["similarity"][:2]).max() < 0.25
     assert {s: len(prepared.split("official", s)) for s in ("train", "val", "test")} == {
         name: district.keyframes for name, district in SIZES["tiny"].districts.items()
     }
