@@ -52,6 +52,14 @@ def main(argv: Sequence[str]) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        # Only preparing data needs these; training runs where they are not installed.
+        print(
+            f"error: expected the package {error.name!r}, which {argv[0]} needs, found it not installed. "
+            "Install what preparing data needs: `make env`, or `pip install -e '.[prep]'`.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to continue.", file=sys.stderr)
         return 130

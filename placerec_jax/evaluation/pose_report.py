@@ -193,6 +193,11 @@ def _drives(
             f"colours end at {limit:.1f} m, the median of doing nothing. North is up."
         )
         blocks.append(Picture(picture, "image/png", caption, f"Map of {location} with the test drives"))
+    blocks += [
+        Paragraph(f"{location}: {fit['statement']}")
+        for location, fit in prepared.manifest.get("alignment", {}).items()
+        if location in rows["location"]
+    ]
     attribution = prepared.manifest.get("source", {}).get("osm_attribution")
     if attribution:
         blocks.append(Paragraph(f"Map data: {attribution}"))

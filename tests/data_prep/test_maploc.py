@@ -364,6 +364,15 @@ class TestCommand:
         assert "scene.json" in done.stderr
         assert "Traceback" not in done.stderr
 
+    def test_a_missing_package_is_named_with_what_to_install(self, tiny, tmp_path, run_command):
+        """As on a machine made for training alone: a module that cannot be found, before the real one."""
+        arguments = [str(a) for a in self.arguments(tiny, tmp_path / "out")[2:]]
+        hide = "import sys; sys.modules['osmium'] = None; from data_prep.__main__ import main; "
+        done = run_command("-c", f"{hide}sys.exit(main({arguments}))", expect=1)
+        assert done.stderr.startswith("error: expected the package 'osmium', which maploc needs")
+        assert "[prep]" in done.stderr
+        assert "Traceback" not in done.stderr
+
     def test_unknown_command_lists_the_known(self, run_command):
         done = run_command("-m", "data_prep", "nonsense", expect=2)
         assert "'nonsense'" in done.stderr

@@ -43,7 +43,9 @@ def prepared(raster):
     maps = [{"location": "somewhere", "raster": raster, "origin": ORIGIN, "cell": np.float32(CELL)}]
     tables = {"frames": Frames(), "maps": maps}
     source = {"built_in_city": False, "osm_attribution": "© those who drew it"}
-    return types.SimpleNamespace(table=tables.__getitem__, manifest={"source": source})
+    alignment = {name: {"statement": f"roads of {name} fit"} for name in ("somewhere", "elsewhere")}
+    manifest = {"source": source, "alignment": alignment}
+    return types.SimpleNamespace(table=tables.__getitem__, manifest=manifest)
 
 
 @pytest.fixture
@@ -102,6 +104,8 @@ def test_page_has_every_part(prepared, rows):
     text = page("title", "", {}, sections, [])
     assert "8 queries from 2 drives" in text
     assert "© those who drew it" in text
+    assert "somewhere: roads of somewhere fit" in text
+    assert "roads of elsewhere fit" not in text  # no query was there
     assert "Frame 3 (token-3) of scene-1 in somewhere" in text
 
 
