@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 
 from data_prep.errors import InputError
-from data_prep.raw import nuscenes
+from data_prep.raw.frames import Camera
 
 JPEG_QUALITY = 95
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 
-def stored_image(camera: nuscenes.Camera, image_width: int) -> tuple[bytes, np.ndarray]:
+def stored_image(camera: Camera, image_width: int) -> tuple[bytes, np.ndarray]:
     """The JPEG to store, at most `image_width` wide, and its (3, 3) intrinsics.
 
     Raises InputError for a damaged image, and for one that is not of the size that its calibration is for.

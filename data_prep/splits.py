@@ -7,14 +7,15 @@ import scipy.spatial
 
 from data_prep import geodesy
 from data_prep.errors import InputError
-from data_prep.raw import nuscenes, nuscenes_splits
+from data_prep.raw import nuscenes_splits
+from data_prep.raw.frames import Frame
 
 SPLITS = ("train", "val", "test")
 VAL_SHARE = TEST_SHARE = 0.15
 BUFFER = 133.0  # m: what a map patch of 128 m with 30 m of noise reaches
 
 
-def official_split(frames: Sequence[nuscenes.Frame], version: str) -> np.ndarray:
+def official_split(frames: Sequence[Frame], version: str) -> np.ndarray:
     """(N,) str: the split that nuScenes publishes for each frame's scene; InputError for scenes in none."""
     split_of_scene = nuscenes_splits.split_of_scene(version)
     unknown = sorted({frame.scene for frame in frames} - set(split_of_scene))

@@ -437,6 +437,8 @@ def _read_calibration(path: Path, cameras: Sequence[str]) -> dict[str, _Calibrat
             _number(path, camera, value.get(name, default), name)
             for name, default in zip(("image_width_px_", "image_height_px_"), RING_SIZE, strict=True)
         ]
+        if min(size) < 1:
+            raise InputError(f"{path}: {camera}: expected an image size of 1 or more, found {size}.")
         mount = _member(path, value, "vehicle_SE3_camera_", camera)
         rotation = _member(path, _member(path, mount, "rotation", camera), "coefficients", camera)
         pose = _pose(path, camera, rotation, _member(path, mount, "translation", camera))
@@ -467,7 +469,7 @@ def _read_json(path: Path) -> Any:
             f"{path}: expected this file of the log, found none. Unpack the archive of "
             f"{path.parent.name} again."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected whole JSON, found damage: {error}. Unpack it again.") from None
 
 
@@ -482,11 +484,15 @@ def _member(path: Path, record: Any, name: str, where: str = "") -> Any:
 
 
 def _number(path: Path, where: str, value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         raise InputError(
             f"{path}: {where}: {name}: expected a finite number, found {value!r}. Unpack it again."
         )
-    return float(value)
+    return number
 
 
 def _numbers(path: Path, where: Any, value: Any, count: int, name: str) -> np.ndarray:
@@ -503,14 +509,19 @@ def _numbers(path: Path, where: Any, value: Any, count: int, name: str) -> np.nd
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(
             f"{path}: expected this file of the HD maps, found none. Download hd_maps.tar.gz and unpack it "
             "into the root."
         ) from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise InputError(f"{path}: expected a NumPy array, found damage: {error}. Unpack it again.") from None
+    if not isinstance(array, np.ndarray):  # an archive of several
+        raise InputError(
+            f"{path}: expected a NumPy array, found {type(array).__name__}. Unpack the HD maps again."
+        )
+    return array
 
 
 def _range(array: np.ndarray) -> str:

@@ -349,6 +349,10 @@ NOWHERE = [0.0, 0.0, 0.0]
         (damage_calibration("camera_data_", {}), "expected a list of objects"),
         (damage_calibration("focal_length_x_px_", -3), "expected positive focal lengths, found -3"),
         (damage_calibration("focal_length_x_px_", None), "expected a finite number, found None"),
+        (damage_calibration("focal_length_x_px_", 10**400), "expected a finite number, found 1000"),
+        (damage_calibration("focal_length_x_px_", "1400"), "expected a finite number, found '1400'"),
+        (damage_calibration("image_width_px_", 0), "image size of 1 or more, found"),
+        (damage_pose('{"rotation": ' + "9" * 5000 + "}"), "expected whole JSON, found damage"),
         (damage_calibration("vehicle_SE3_camera_", 7), "expected the field 'rotation', found int"),
     ],
 )
@@ -417,6 +421,10 @@ def test_maps_that_are_no_arrays(root):
     path = argoverse.drivable_files(root.path, "MIA")[0]
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(InputError, match="found damage"):
+        argoverse.read_drivable_area(root.path, "MIA")
+    with path.open("wb") as file:
+        np.savez(file, first=np.zeros(3), second=np.zeros(3))
+    with pytest.raises(InputError, match="expected a NumPy array, found NpzFile"):
         argoverse.read_drivable_area(root.path, "MIA")
     np.save(path, np.array([{"code": 1}], object), allow_pickle=True)
     with pytest.raises(InputError, match="found damage"):
