@@ -57,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
         whole &= good
         print(f"{'  ok     ' if good else '  MISSING'} {line}")
     print("Everything is there." if whole else "Not all is there: see the lines marked MISSING.")
+    if whole:
+        print("How OpenStreetMap lies on these maps: `python -m data_prep align`, before converting.")
     return 0 if whole else 1
 
 

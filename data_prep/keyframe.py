@@ -250,12 +250,12 @@ def draw_page(scene: Scene, lines: Sequence[str], out: Path) -> None:
 
 def _draw_plans(figure: matplotlib.figure.SubFigure, scene: Scene) -> None:
     panels = figure.subplots(1, 5, width_ratios=(1, 1, 0.55, 1, 1.2))
-    inputs, labels = ("road", "building", "node"), ("drivable", "building", "node")
+    inputs = ("road", "building", "node")
     plans = (
         ("OSM patch at the true pose", PATCH, scene.true_pose, inputs),
         ("OSM patch at the noisy pose, vehicle where it is", PATCH, scene.noisy_pose, inputs),
-        ("BEV labels, true frame", BEV, scene.true_pose, labels),
-        ("map labels, noisy frame", PATCH, scene.noisy_pose, labels),
+        ("BEV labels, true frame", BEV, scene.true_pose, LABELS),
+        ("map labels, noisy frame", PATCH, scene.noisy_pose, LABELS),
     )
     for panel, (title, grid, pose, channels) in zip(panels, plans, strict=False):
         _show(panel, _coloured(scene.patch(grid, pose, channels), channels), grid, title)

@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 from data_prep import datasets, keyframe, maploc
 from data_prep.errors import InputError
 from data_prep.raw import nuscenes, osm
+from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import rigid_apply, rigid_inverse, se2_apply, wrap_angle
 
@@ -37,6 +38,16 @@ def test_the_offset_is_the_specs(tiny):
         patch = scene.patch(keyframe.PATCH, pose, ["building"])[..., 0]
         assert patch[int((ahead + 64) / 0.5), int((left + 64) / 0.5)] == 1
         assert patch.sum() * 0.25 == pytest.approx(30 * 20, rel=0.05)
+
+
+def test_patches_are_those_that_are_trained_on(tiny):
+    """The library cuts its labels with code of its own: the page shows the same."""
+    scene = scene_of(tiny)
+    library = LocationRaster(scene.raster, np.array(scene.source.grid.lower), scene.source.grid.cell)
+    for grid, pose in ((keyframe.PATCH, scene.noisy_pose), (keyframe.BEV, scene.true_pose)):
+        expected = library.sample_nearest(grid, pose, (3, 1, 2))
+        np.testing.assert_array_equal(scene.patch(grid, pose, keyframe.LABELS), expected)
+        assert expected[..., 0].any()
 
 
 def test_outlines_are_where_the_map_has_them(tiny):
