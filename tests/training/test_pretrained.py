@@ -12,11 +12,13 @@ import safetensors.torch
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
-from placerec_jax.methods import Pretrained
+from configs import maplocnet as config_module
+from placerec_jax.methods import Pretrained, maplocnet
 from placerec_jax.modules import torch_names
 from placerec_jax.modules.efficientnet import EfficientNetB0
 from placerec_jax.modules.vgg import VGG16Trunk
 from placerec_jax.training.pretrained import load_pretrained
+from placerec_jax.training.sharding import leaf_name
 from placerec_jax.training.torch_files import WeightsError
 from tests.modules import from_torch, torch_backbones
 
@@ -257,3 +259,32 @@ def test_arrays_take_the_places_of_those_they_replace(tmp_path):
     for new, old, expected in zip(*map(jax.tree.leaves, (found, sharded, plain)), strict=True):
         assert new.sharding == old.sharding
         np.testing.assert_array_equal(new, expected)
+
+
+# --- MapLocNet's own settings
+
+
+def test_maplocnet_names_every_array_of_its_backbones():
+    cfg = config_module.get_config("nuscenes")
+    wanted = maplocnet.pretrained(cfg)
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *feature.shape), feature.dtype)
+        for name, feature in maplocnet.features(cfg).items()
+    }
+    model = maplocnet.model(cfg)
+    variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b, train=False), batch)
+    assert {source.setting for source in wanted.values()} == {SETTING, "config.model.map_weights"}
+    for submodule, source in wanted.items():
+        assert cfg.model[source.setting.removeprefix("config.model.")] == source.path == ""
+        part = {collection: tree[submodule] for collection, tree in variables.items() if submodule in tree}
+        ours = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)}
+        assert source.layouts
+        for layout in source.layouts:
+            assert set(layout.names) == ours
+            assert len(set(layout.names.values())) == len(ours)
+
+
+def test_maplocnets_small_trunk_has_no_published_weights():
+    wanted = maplocnet.pretrained(config_module.get_config("cpu"))
+    assert wanted["image_trunk"].layouts == ()
+    assert wanted["map_trunk"].layouts
