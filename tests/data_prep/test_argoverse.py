@@ -456,7 +456,8 @@ def test_check_says_what_is_there(root):
     assert "3 logs (train 2, val 1; MIA 1, PIT 2)" in found[True]
     assert "9 keyframes, 2 a second; 0 of 36 sweeps" in found[True]
     assert "drivable area of PIT: 30 x 20 cells; the OpenStreetMap to fetch: latitude 40.43" in found[True]
-    assert "`maploc` would take about 1 s with 2 workers" in found[True]
+    assert "`maploc` would take about" in found[True]
+    assert "with 2 workers and write 0.00 GB (from 3 images" in found[True]
 
 
 def test_check_says_what_is_missing(root, run_command):
