@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.city import bodies
-from data_prep.city.actors import LABELS, Actor
+from data_prep.city.actors import LABELS, STANDING_SPEED, Actor
 from data_prep.city.classes import Label
 from data_prep.city.mesh import Mesh, MeshBuilder, merge
 from data_prep.city.sensors import Hits, RayCaster
@@ -171,7 +171,7 @@ class View:
 def _step_phase(mover: Mover, time: float) -> int:
     if len(mover.shapes) == 1:
         return 0
-    walked = mover.actor.speed(time) > 0.15
+    walked = mover.actor.speed(time) > STANDING_SPEED
     # The phase runs with the way gone, so that feet do not slide much.
     start = mover.actor.pose(mover.actor.time[0])[:2]
     way = float(np.hypot(*(mover.actor.pose(time)[:2] - start)))

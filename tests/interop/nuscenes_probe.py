@@ -57,6 +57,26 @@ def probe_boxes(nusc: NuScenes, sample: dict) -> list[list[int]]:
     ]
 
 
+def probe_velocities(nusc: NuScenes) -> list[list]:
+    """For each annotation: category, attribute, and speed (m/s) by the devkit; nan where it has none."""
+    found = []
+    for record in nusc.sample_annotation:
+        attribute = nusc.get("attribute", record["attribute_tokens"][0])["name"]
+        speed = float(np.hypot(*nusc.box_velocity(record["token"])[:2]))
+        found.append([record["category_name"], attribute, speed])
+    return found
+
+
+def render(nusc: NuScenes, folder: str) -> list[str]:
+    """Draw one keyframe with its boxes as the devkit does, into files of `folder`."""
+    sample = max(nusc.sample, key=lambda record: len(record["anns"]))
+    files = []
+    for channel in ("CAM_FRONT", "CAM_BACK", "LIDAR_TOP"):
+        files.append(os.path.join(folder, f"{channel}.png"))
+        nusc.render_sample_data(sample["data"][channel], out_path=files[-1], verbose=False)
+    return files
+
+
 def main(root: str, answers_path: str, points_path: str) -> None:
     """Probe everything and write the answers."""
     nusc = NuScenes(version="v1.0-trainval", dataroot=root, verbose=False)
@@ -90,6 +110,8 @@ def main(root: str, answers_path: str, points_path: str) -> None:
         "descriptions": {scene["name"]: scene["description"] for scene in nusc.scene},
         "maps": {place: probe_map(nusc, place, np.array(xy)) for place, xy in positions.items()},
         "boxes": boxes,
+        "velocities": probe_velocities(nusc),
+        "rendered": render(nusc, os.path.dirname(answers_path)),
     }
     with open(answers_path, "w") as file:
         json.dump(answers, file)

@@ -88,6 +88,26 @@ def test_boxes_hold_their_points(probed):
     assert np.all(counted >= 0.8 * stated - 1)
 
 
+def test_the_devkit_knows_the_moving_from_the_parked(probed):
+    """Its categories, attributes and velocities (by position) of all annotations."""
+    velocities = probed[0]["velocities"]
+    assert len(velocities) == probed[0]["counts"]["sample_annotation"]
+    speeds: dict[str, list[float]] = {}
+    for category, attribute, speed in velocities:
+        assert category.split(".")[0] == ("human" if attribute.startswith("pedestrian") else "vehicle")
+        if np.isfinite(speed):
+            speeds.setdefault(attribute, []).append(speed)
+    assert max(speeds["vehicle.parked"]) == 0
+    assert np.median(speeds["vehicle.moving"]) > 3
+    assert max(speeds["vehicle.moving"]) < 12
+    assert 0.5 < np.median(speeds["pedestrian.moving"]) < 2
+
+
+def test_the_devkit_draws_keyframes_with_boxes(probed):
+    for name in probed[0]["rendered"]:
+        assert Path(name).stat().st_size > 20_000
+
+
 def test_maps_answer_at_the_driven_positions(probed):
     for answer in probed[0]["maps"].values():
         assert all(answer["drivable"])
