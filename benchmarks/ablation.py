@@ -5,18 +5,22 @@
 
 The tables are `ABLATIONS` of the config's file. Every run is a training and an evaluation of its own below
 `--workdir`; its scores are a line of WORKDIR/results.jsonl. What is there is not run again: the command can
-be stopped and goes on where it was. `--config.NAME=VALUE` holds for all runs.
+be stopped and goes on where it was. `--config.NAME=VALUE` holds for all runs. `--jobs=2` runs two at a time,
+each on its share of the processor's cores: small networks do not fill several.
 """
 
 import hashlib
 import importlib.util
 import json
+import os
+import queue
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -96,8 +100,10 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def train_and_score(run: Run, config: str, forwarded: list[str], folder: Path) -> dict[str, Any]:
-    """Runs the entry points as a user would, and reads the report they leave."""
+def train_and_score(
+    run: Run, config: str, forwarded: list[str], folder: Path, cores: set[int]
+) -> dict[str, Any]:
+    """Runs the entry points as a user would, on `cores`, and reads the report they leave."""
     workdir = folder / f"{run.key}-seed{run.seed}"
     shared = [f"--config={config}", f"--workdir={workdir}", *forwarded]
     shared += [f"--config.{name}={value}" for name, value in run.settings.items()]
@@ -106,7 +112,10 @@ def train_and_score(run: Run, config: str, forwarded: list[str], folder: Path) -
         started = time.monotonic()
         with (folder / f"{run.key}-seed{run.seed}.log").open("a") as log:
             command = [sys.executable, "-m", f"placerec_jax.{module}", *shared]
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            # Python takes longer to start than this takes; JAX sizes its thread pools later still.
+            os.sched_setaffinity(process.pid, cores)
+            status = process.wait()
         if status:
             raise UserError(f"{shlex.join(command)} ended with status {status}; its output is in {log.name}")
         seconds[module] = round(time.monotonic() - started, 1)
@@ -267,13 +276,31 @@ def _run(values: Any) -> None:
         for run in row[seed : seed + 1]
         if run.key not in results
     }
-    with tqdm(total=len(waiting), desc="ablation", unit="run") as bar:
-        for run in waiting.values():
-            bar.set_postfix_str(", ".join(f"{k}={v}" for k, v in run.settings.items()))
-            results[run.key] = train_and_score(run, config, forwarded, folder)
-            with (folder / "results.jsonl").open("a") as file:
-                file.write(json.dumps(results[run.key]) + "\n")
-            bar.update()
+    shares = queue.SimpleQueue()
+    usable = sorted(os.sched_getaffinity(0))
+    for job in range(values.jobs):
+        shares.put(set(usable[job :: values.jobs]) or set(usable))
+
+    def run_on_a_share(run: Run) -> dict[str, Any]:
+        cores = shares.get()
+        try:
+            return train_and_score(run, config, forwarded, folder, cores)
+        finally:
+            shares.put(cores)
+
+    bar = tqdm(total=len(waiting), desc="ablation", unit="run")
+    with bar, ThreadPoolExecutor(values.jobs) as pool:
+        pending = [pool.submit(run_on_a_share, run) for run in waiting.values()]
+        try:
+            for future in as_completed(pending):
+                result = future.result()
+                results[result["key"]] = result
+                with (folder / "results.jsonl").open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is running ends; nothing more is begun
+            raise
     text = page(cfg, tables, runs, results, methods.load(cfg.method))
     print(text)
     if values.out:
@@ -312,6 +339,7 @@ def main() -> None:
     config_flags.DEFINE_config_file("config", None, "Config whose file defines ABLATIONS.")
     flags.DEFINE_string("tables", "", "Comma-separated tables (default: all of the config's file).")
     flags.DEFINE_integer("seeds", 3, "Runs a row, with config.seed 0, 1, ...", lower_bound=1)
+    flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
     flags.DEFINE_string("workdir", None, "Folder of the runs (default: runs/ablation/<config.name>).")
     flags.DEFINE_string("out", "", "Markdown file to write.")
     flags.mark_flag_as_required("config")
