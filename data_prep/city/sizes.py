@@ -1,15 +1,15 @@
 """The sizes of the built-in city, with what they cost.
 
-A core here is one of a 2-core virtual machine. Measured in process time on scenes of each size, beside the
-city as it was before it had hills, bends and traffic, whose times were taken on an idle machine: `small`
-costs 1.18 and `medium` 1.22 times as much, day and dusk alike; `large` is scaled by the same. Time goes with
-keyframes and pixels (0.75 µs of a core a pixel) and divides by the workers; each of them also builds its
-towns, 2 to 7 s each.
+A core here is one of a 2-core virtual machine. `tiny` and `small` were timed whole on an idle machine. The
+others were measured in process time on scenes of each size, beside the city as it was before it had hills,
+bends and traffic, whose times were taken on an idle machine: `medium` costs 1.22 times as much; `large` is
+scaled by the same. Time goes with keyframes and pixels (0.75 µs of a core a pixel) and divides by the
+workers; each of them also builds its towns, 2 to 7 s each.
 
 | size   | towns | keyframes | images   | core time a keyframe | 2 free cores | disk   | memory a worker |
 |--------|-------|-----------|----------|----------------------|--------------|--------|-----------------|
 | tiny   | 1     | 24        | 160x90   | 0.07 s               | 5 s          | 12 MB  | 0.2 GB          |
-| small  | 2     | 2,400     | 192x108  | 0.09 s               | 110 s        | 0.5 GB | 0.25 GB         |
+| small  | 2     | 2,400     | 192x108  | 0.11 s               | 140 s        | 0.5 GB | 0.25 GB         |
 | medium | 4     | 8,000     | 800x450  | 1.6 s                | 1.8 hours    | 8 GB   | 0.35 GB         |
 | large  | 4     | 28,000    | 1600x900 | 7 s                  | 28 hours     | 76 GB  | 0.6 GB          |
 

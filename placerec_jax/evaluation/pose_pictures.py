@@ -37,7 +37,7 @@ MAP_COLORS = {
 }
 MAP_GROUND = (0.97, 0.97, 0.95)
 
-# Where the cameras of a surround rig are shown, (row, column).
+# Where the cameras of a known rig are shown, (row, column): nuScenes' and Argoverse 1's.
 SURROUND = {
     "CAM_FRONT_LEFT": (0, 0),
     "CAM_FRONT": (0, 1),
@@ -45,6 +45,15 @@ SURROUND = {
     "CAM_BACK_LEFT": (1, 0),
     "CAM_BACK": (1, 1),
     "CAM_BACK_RIGHT": (1, 2),
+}
+RING = {
+    "ring_front_left": (0, 0),
+    "ring_front_center": (0, 1),
+    "ring_front_right": (0, 2),
+    "ring_side_left": (1, 0),
+    "ring_side_right": (1, 2),
+    "ring_rear_left": (2, 0),
+    "ring_rear_right": (2, 2),
 }
 
 STYLE = {
@@ -293,7 +302,8 @@ def frame_picture(frame: Frame) -> bytes:
         for name, image in frame.images.items():
             axes = figure.add_subplot(cameras[places[name]])
             axes.imshow(image)
-            axes.set_title(name.removeprefix("CAM_").replace("_", " ").lower(), fontsize=8, pad=2)
+            title = name.removeprefix("CAM_").removeprefix("ring_").replace("_", " ").lower()
+            axes.set_title(title, fontsize=8, pad=2)
             axes.axis("off")
         segmentation = GridSpecFromSubplotSpec(2, len(ratios), right[1], width_ratios=ratios)
         _segmentation(figure, segmentation, frame)
@@ -319,9 +329,10 @@ def _aspect(grid: Grid2D) -> float:
 
 
 def _camera_places(images: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
-    """(row, column) of every camera: around the car for a surround rig, else in rows of four."""
-    if len(images) > 1 and set(images) <= set(SURROUND):
-        return {name: SURROUND[name] for name in images}
+    """(row, column) of every camera: around the car for a known rig, else in rows of four."""
+    for places in (SURROUND, RING):
+        if len(images) > 1 and set(images) <= set(places):
+            return {name: places[name] for name in images}
     return {name: divmod(i, 4) for i, name in enumerate(images)}
 
 

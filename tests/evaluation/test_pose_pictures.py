@@ -1,8 +1,11 @@
 """Pictures: the transforms put things where they are, and every picture comes out."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from placerec_jax.evaluation import pose_pictures
 from placerec_jax.ops.grid import Grid2D
@@ -127,10 +130,37 @@ def make_frame(cameras):
 
 
 @pytest.mark.parametrize(
-    "cameras", [tuple(pose_pictures.SURROUND), ("CAM_FRONT",), ("a", "b", "c", "d", "e")]
+    "cameras",
+    [
+        tuple(pose_pictures.SURROUND),
+        tuple(pose_pictures.RING),
+        ("CAM_FRONT",),
+        ("ring_front_center",),
+        ("a", "b", "c", "d", "e"),
+    ],
 )
 def test_frame_comes_out_for_any_rig(cameras):
     assert decoded(pose_pictures.frame_picture(make_frame(cameras))).shape[1] > 1000
+
+
+def test_posterior_is_drawn_where_it_lies():
+    """The likeliest cell, 5 m ahead and 3 m to the right, is the most opaque; others fade."""
+    grid = Grid2D((-10.5, 10.5, -10.5, 10.5), 1.0)
+    probability = np.zeros(grid.shape)
+    row, column = np.argwhere(np.all(np.isclose(grid.centers(), [5.0, -3.0]), axis=-1))[0]
+    probability[row, column], probability[0, 0] = 0.6, 0.1
+    frame = dataclasses.replace(make_frame(("CAM_FRONT",)), posterior=(probability, grid))
+    axes = Figure().add_subplot()
+    pose_pictures._posterior(axes, frame)
+    (image,) = axes.images
+    alpha = image.get_array()[..., 3]
+    left, right, bottom, top = image.get_extent()
+    assert image.origin == "upper"
+    y, x = np.unravel_index(np.argmax(alpha), alpha.shape)
+    assert left + (x + 0.5) / alpha.shape[1] * (right - left) == pytest.approx(3.0)
+    assert top - (y + 0.5) / alpha.shape[0] * (top - bottom) == pytest.approx(5.0)
+    assert sorted(np.unique(alpha))[0] == 0 < sorted(np.unique(alpha))[1] < alpha.max()
+    assert decoded(pose_pictures.frame_picture(frame)).shape[1] > 1000
 
 
 def test_drive_map_comes_out():
