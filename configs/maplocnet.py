@@ -4,13 +4,13 @@
 
 | ARG              | what                                             | hardware and time             |
 |------------------|--------------------------------------------------|-------------------------------|
-| `cpu` (bare)     | small network, built-in city, ±10 m and ±15°     | 2 CPU cores, 12 min           |
+| `cpu` (bare)     | small network, built-in city, ±10 m and ±15°     | 2 CPU cores, 6.5 min          |
 | `ablation`       | `cpu` with half the steps, for `ABLATIONS`       | 2 CPU cores, 4 min            |
 | `tiny`           | for the tests, a few steps                       | seconds                       |
 | `city`           | the paper's network, built-in city `medium`      | an accelerator; not run yet   |
 | `nuscenes`       | the paper's recipe, ±30 m and ±30°, your data    | 8 accelerators; not run yet   |
 | `nuscenes_front` | the same with the front camera alone             | 8 accelerators; not run yet   |
-| `argoverse`      | Argoverse 1, seven cameras, `--init_from` a run of `nuscenes` | not run yet      |
+| `argoverse`      | Argoverse 1, seven cameras, from weights of `nuscenes` | 8 accelerators; not run yet |
 | `argoverse_six`  | the same without the camera straight ahead       | 8 accelerators; not run yet   |
 | `argoverse_front` | the same with the camera straight ahead alone   | 8 accelerators; not run yet   |
 
@@ -18,7 +18,7 @@ The variants of the paper are settings of `config.model`, commented below: head,
 osm_style, fine_tokens, coarse_grad, pose_units, stage_skip. `ABLATIONS` are its tables, which
 `python -m benchmarks.ablation` trains and prints.
 
-Median errors to expect of `cpu`: 2.5 m and 1.0° (doing nothing: 8.3 m, 6.9°). Of `nuscenes`: Table I of the
+Median errors to expect of `cpu`: 1.2 m and 1.1° (doing nothing: 8.3 m, 6.9°). Of `nuscenes`: Table I of the
 paper, which nobody has reproduced with this code yet.
 """
 
