@@ -120,13 +120,12 @@ def train_and_score(
             raise UserError(f"{shlex.join(command)} ended with status {status}; its output is in {log.name}")
         seconds[module] = round(time.monotonic() - started, 1)
     report = json.loads((workdir / "report" / "report.json").read_text())
-    facts = report["provenance"]
     return {
         "key": run.key,
         "settings": run.settings,
         "seconds": seconds,
-        "step": facts["checkpoint"]["step"],
-        "device": facts["device"],
+        "step": report["checkpoint"]["step"],
+        "device": report["device"],
         "queries": report["scores"]["queries"],
         "thresholds": report["scores"]["thresholds"],
         "estimates": report["scores"]["estimates"],
@@ -316,13 +315,12 @@ def page(
 ) -> str:
     """All tables, headed by the command and what it ran on."""
     used = [results[run.key] for row in runs.values() for run in row]
-    minutes = sum(sum(r["seconds"].values()) for r in {r["key"]: r for r in used}.values()) / 60
     head = [
         f"# Tables of {cfg.method}, `{cfg.name}`",
         "",
         f"    {shlex.join(['python', '-m', 'benchmarks.ablation', *sys.argv[1:]])}",
         "",
-        f"Device: {used[0]['device']}. {len({r['key'] for r in used})} runs, {minutes:.0f} minutes together. "
+        f"Device: {used[0]['device']}. {len({r['key'] for r in used})} runs. "
         f"Data: {cfg.data.root}, split {cfg.data.test_split}. {getattr(method, 'PUBLISHED_PROTOCOL', '')}: "
         "the published figures are from other data and noise; only the order of rows can be compared.",
         "",

@@ -1,6 +1,7 @@
 """Ablation runs: which are shared, which are done, and what the tables say of their order."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,37 @@ def test_a_config_without_tables_is_refused(tmp_path: Path):
         ablation.load_tables(str(path))
     with pytest.raises(ConfigError, match="there is no file"):
         ablation.load_tables(str(tmp_path / "none.py"))
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_printed_and_not_run_again(tmp_path: Path, run_command: Callable):
+    """From the command to the Markdown, by the entry points that users call."""
+    (tmp_path / "two_rows.py").write_text(
+        "from configs.maplocnet import get_config as presets\n"
+        "ABLATIONS = {'T': {'all': ({}, ('I', 'MapLocNet', 6)),\n"
+        "                   'roads': ({'model.map_channels': ('road',)}, ('II', 'lanes', 6))}}\n"
+        "def get_config(arg='tiny'):\n"
+        "    config = presets(arg)\n"
+        "    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2\n"
+        "    config.optimizer.warmup_steps = 1\n"
+        "    config.eval.pictures = 1\n"
+        "    return config\n"
+    )
+    command = (
+        "-m",
+        "benchmarks.ablation",
+        "--config=two_rows.py:tiny",
+        "--seeds=1",
+        "--jobs=2",
+        "--out=table.md",
+    )
+    first = run_command(*command, cwd=tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert text.strip() in first.stdout
+    assert "| roads | 1 |" in text
+    assert "- position, median:" not in text  # the paper's Table II has no positions
+    assert "- orientation, median:" in text
+    lines = next((tmp_path / "runs").rglob("results.jsonl")).read_text()
+    assert len(lines.splitlines()) == 2
+    run_command(*command, cwd=tmp_path)
+    assert next((tmp_path / "runs").rglob("results.jsonl")).read_text() == lines
