@@ -255,10 +255,11 @@ def _main(_: Any) -> None:
 
 def _run(values: Any) -> None:
     cfg = values.config
-    config = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--config="))
-    forwarded = [a for a in sys.argv if a.startswith("--config.")]
+    flag = flags.FLAGS["config"]
+    config = config_flags.get_config_filename(flag)
+    forwarded = [f"--config.{name}={value}" for name, value in config_flags.get_override_values(flag).items()]
     every = load_tables(config.partition(":")[0])
-    names = values.tables.split(",") if values.tables else list(every)
+    names = values.tables.split(",")
     unknown = sorted(set(names) - set(every))
     if unknown:
         raise ConfigError(f"--tables: there is no table {unknown[0]!r}; {config} has {sorted(every)}")
@@ -335,12 +336,12 @@ def page(
 def main() -> None:
     """Defines the flags, which no import does, and runs."""
     config_flags.DEFINE_config_file("config", None, "Config whose file defines ABLATIONS.")
-    flags.DEFINE_string("tables", "", "Comma-separated tables (default: all of the config's file).")
+    flags.DEFINE_string("tables", None, "Comma-separated tables of the config's file.")
     flags.DEFINE_integer("seeds", 3, "Runs a row, with config.seed 0, 1, ...", lower_bound=1)
     flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
     flags.DEFINE_string("workdir", None, "Folder of the runs (default: runs/ablation/<config.name>).")
     flags.DEFINE_string("out", "", "Markdown file to write.")
-    flags.mark_flag_as_required("config")
+    flags.mark_flags_as_required(["config", "tables"])
     app.run(_main)
 
 

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         "--align",
         choices=ALIGN_MODES,
         default="report",
-        help="what to do with the similarity that fits OpenStreetMap to the drivable area: store and print "
+        help="what to do with the move that fits OpenStreetMap to the drivable area: store and print "
         "it, or draw OpenStreetMap through it as well (default: report)",
     )
     options = parser.parse_args(argv)

@@ -100,11 +100,11 @@ def sections(
     """Everything the page shows; see `pose.report`."""
     errors = {name: pose_errors(pose, rows["true_pose"]) for name, pose in estimates(rows).items()}
     rasters = _rasters(prepared)
-    queries, drives = scores["queries"], len(np.unique(rows["scene"]))
+    queries, scenes = scores["queries"], len(np.unique(rows["scene"]))
     offsets = scores["largest_offset"]
     result: list[Block] = [
         Paragraph(
-            f"{queries} queries from {drives} drives. Each starts from a noisy pose, off by up to "
+            f"{queries} queries from {scenes} scenes. Each starts from a noisy pose, off by up to "
             f"{offsets['longitudinal']:.1f} m along, {offsets['lateral']:.1f} m across and "
             f"{offsets['orientation']:.1f}° (the largest drawn; evaluation seed {scores['seed']}). "
             "Doing nothing keeps that pose and is scored by the same code."

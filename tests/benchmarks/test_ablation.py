@@ -102,7 +102,9 @@ def test_a_table_is_trained_printed_and_not_run_again(tmp_path: Path, run_comman
     command = (
         "-m",
         "benchmarks.ablation",
-        "--config=two_rows.py:tiny",
+        "--config",
+        "two_rows.py:tiny",
+        "--tables=T",
         "--seeds=1",
         "--jobs=2",
         "--out=table.md",

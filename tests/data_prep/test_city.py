@@ -16,6 +16,7 @@ import shapely
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from configs import common, maplocnet
 from data_prep.city import generate, recording, sensors
 from data_prep.city.drives import KEYFRAME_SECONDS, Log
 from data_prep.city.light import draw_light
@@ -526,3 +527,9 @@ def test_larger_cities_fit_their_maps_and_the_official_names(size):
         for log in logs:
             for scene in log.scenes:
                 assert scene.name in official_scenes(log.district)
+
+
+def test_configs_name_the_folder_of_this_city():
+    """Else a new city would be trained on from the folder of the old one."""
+    assert common.CITY_VERSION == generate.CITY_VERSION
+    assert f"-v{generate.CITY_VERSION}/" in maplocnet.get_config("cpu").data.root

@@ -102,7 +102,7 @@ def test_page_has_every_part(prepared, rows):
     assert sum(isinstance(block, Table) for block in blocks) == 3
     assert sum(isinstance(block, Picture) for block in blocks) == 3 + 1 + 1
     text = page("title", "", {}, sections, [])
-    assert "8 queries from 2 drives" in text
+    assert "8 queries from 2 scenes" in text
     assert "© those who drew it" in text
     assert "somewhere: roads of somewhere fit" in text
     assert "roads of elsewhere fit" not in text  # no query was there
