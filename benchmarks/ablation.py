@@ -61,6 +61,13 @@ def load_tables(path: str) -> dict[str, dict[str, tuple[dict[str, Any], tuple | 
     return module.ABLATIONS
 
 
+def vary(cfg: ml_collections.ConfigDict, settings: dict[str, Any]) -> ml_collections.ConfigDict:
+    """A copy of the config with settings by dotted name."""
+    varied = cfg.copy_and_resolve_references()
+    varied.update_from_flattened_dict(settings)
+    return varied
+
+
 def plan(
     cfg: ml_collections.ConfigDict,
     tables: Mapping[str, Mapping[str, tuple[dict[str, Any], Any]]],
@@ -74,9 +81,7 @@ def plan(
             runs[table, row] = []
             for seed in range(seeds):
                 own = {**settings, "seed": seed}
-                varied = cfg.copy_and_resolve_references()
-                varied.update_from_flattened_dict(own)
-                decides = {**config_as_json(varied), "workdir": "", "fingerprint": fingerprint}
+                decides = {**config_as_json(vary(cfg, own)), "workdir": "", "fingerprint": fingerprint}
                 key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
                 runs[table, row].append(Run(own, key))
     return runs
@@ -96,7 +101,10 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path}, line {number} is not JSON ({error}); remove the line") from error
         found[result["key"]] = result
         whole.append(line)
-    path.write_text("".join(line + "\n" for line in whole))
+    if "".join(line + "\n" for line in whole) != path.read_text():
+        mended = path.with_suffix(".mended")
+        mended.write_text("".join(line + "\n" for line in whole))
+        mended.replace(path)
     return found
 
 
@@ -266,7 +274,12 @@ def _run(values: Any) -> None:
     tables = {name: every[name] for name in names}
     folder = Path(values.workdir or f"runs/ablation/{cfg.name}")
     folder.mkdir(parents=True, exist_ok=True)
-    runs = plan(cfg, tables, values.seeds, ensure_prepared(cfg).fingerprint)
+    prepared, method = ensure_prepared(cfg), methods.load(cfg.method)
+    for rows in tables.values():
+        for settings, _ in rows.values():
+            # A row that this data cannot serve is refused before hours are spent on the others.
+            method.source(vary(cfg, settings), prepared, cfg.data.test_split, training=False)
+    runs = plan(cfg, tables, values.seeds, prepared.fingerprint)
     results = read_results(folder / "results.jsonl")
     # Seed by seed: a table that was stopped has all its rows.
     waiting = {
@@ -301,7 +314,7 @@ def _run(values: Any) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what is running ends; nothing more is begun
             raise
-    text = page(cfg, tables, runs, results, methods.load(cfg.method))
+    text = page(cfg, tables, runs, results, method)
     print(text)
     if values.out:
         Path(values.out).write_text(text)

@@ -10,7 +10,7 @@
 | `city`           | the paper's network, built-in city `medium`      | an accelerator; not run yet   |
 | `nuscenes`       | the paper's recipe, ±30 m and ±30°, your data    | 8 accelerators; not run yet   |
 | `nuscenes_front` | the same with the front camera alone             | 8 accelerators; not run yet   |
-| `argoverse`      | Argoverse 1, seven cameras, from weights of `nuscenes` | 8 accelerators; not run yet |
+| `argoverse`      | Argoverse 1, seven cameras; `--init_from` nuScenes | 8 accelerators; not run yet |
 | `argoverse_six`  | the same without the camera straight ahead       | 8 accelerators; not run yet   |
 | `argoverse_front` | the same with the camera straight ahead alone   | 8 accelerators; not run yet   |
 
@@ -169,7 +169,10 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     model.fine_tokens = 32  # a side, of the fine stage: as many as the coarse stage has, or twice
     model.coarse_grad = "none"  # how the fine loss reaches the coarse stage: none, warp, target, both
     model.pose_units = "m_deg"  # of the pose losses: m_deg, m_rad, normalised (by the largest offset)
-    model.stage_skip = False  # add the coarse stage's tokens to the fine stage's
+    model.stage_skip = (
+        False  # add the coarse stage's tokens to the fine stage's; they carry its loss back, too
+    )
+    model.segmentation_weights = (1.0, 1.0, 1.0)  # of cells that are drivable, building, node; others have 1
     # Of head exhaustive: degrees between turns; the closer look's reach in metres and degrees; fft or conv.
     model.voting = ml_collections.ConfigDict(
         {

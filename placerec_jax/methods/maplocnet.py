@@ -153,11 +153,14 @@ def _one_of(cfg: ml_collections.ConfigDict, name: str, choices: Iterable[str]) -
 
 def pose_unit(cfg: ml_collections.ConfigDict) -> np.ndarray:
     """(3,) m, m and rad that one unit of the heads' output and of the pose losses stands for."""
-    return {
-        "m_deg": np.array([1.0, 1.0, np.pi / 180]),
-        "m_rad": np.ones(3),
-        "normalised": np.array([cfg.data.noise_xy, cfg.data.noise_xy, np.deg2rad(cfg.data.noise_yaw)]),
-    }[_one_of(cfg, "pose_units", POSE_UNITS)]
+    largest = np.array([cfg.data.noise_xy, cfg.data.noise_xy, np.deg2rad(cfg.data.noise_yaw)])
+    units = {"m_deg": np.array([1.0, 1.0, np.pi / 180]), "m_rad": np.ones(3), "normalised": largest}
+    unit = units[_one_of(cfg, "pose_units", POSE_UNITS)]
+    if not unit.all():
+        raise ConfigError(
+            "config.model.pose_units 'normalised' needs config.data.noise_xy and noise_yaw above 0"
+        )
+    return unit
 
 
 def pose_lattices(cfg: ml_collections.ConfigDict) -> tuple[voting.PoseLattice, voting.PoseLattice]:
@@ -304,6 +307,12 @@ def _classes(cfg: ml_collections.ConfigDict, location: LocationRaster, record: d
             f"the maps of config.data.root: expected classes of shape (H, W, {len(OSM_CLASSES)}), for "
             f"{list(OSM_CLASSES)}; found {record['classes'].shape}"
         )
+    for plane, (name, count) in enumerate(OSM_CLASSES.items()):
+        largest = int(record["classes"][..., plane].max())
+        if largest > count:
+            raise ConfigError(
+                f"the maps of config.data.root: expected at most {count} classes of {name}; found {largest}"
+            )
     classes = LocationRaster(record["classes"], location.origin, location.cell)
     planes = tuple(range(len(OSM_CLASSES)))
     return lambda grid, pose: classes.sample_nearest(grid, pose, planes)
@@ -422,10 +431,11 @@ class MapEmbedding(nn.Module):
     @nn.compact
     def __call__(self, classes: jax.Array) -> jax.Array:
         planes = [
-            nn.Embed(count + 1, self.dim, dtype=self.dtype, name=name)(classes[..., i])
+            # In float32: the gradient sums thousands of cells into a row.
+            nn.Embed(count + 1, self.dim, name=name)(classes[..., i])
             for i, (name, count) in enumerate(OSM_CLASSES.items())
         ]
-        return jnp.concatenate(planes, axis=-1)
+        return jnp.concatenate(planes, axis=-1).astype(self.dtype)
 
 
 def _image_trunk(cfg: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
@@ -477,7 +487,7 @@ def _voting_stages(
             v.correlation,
             dtype,
         ),
-        fine(v.dim, map_grid(cfg), map_grid(cfg), fine_lattice, v.correlation, dtype),
+        fine(v.dim, bev_grid(cfg), map_grid(cfg), fine_lattice, v.correlation, dtype),
     ]
 
 
@@ -497,6 +507,12 @@ class MapLocNet(nn.Module):
     def setup(self) -> None:
         m, dtype = self.cfg.model, jnp.dtype(self.cfg.dtype)
         stages = HEADS[_one_of(self.cfg, "head", HEADS)]
+        _one_of(self.cfg, "pose_units", POSE_UNITS)
+        _one_of(self.cfg, "coarse_grad", COARSE_GRADIENTS)
+        if m.head != "fr" and (m.stage_skip or m.coarse_grad != "none"):
+            raise ConfigError(
+                f"config.model.stage_skip and coarse_grad belong to head 'fr'; the head is {m.head!r}"
+            )
         fine_dim = m.fine_dim if len(stages) == 2 else 0
         self.image_trunk = _image_trunk(m.image_trunk, dtype)
         self.image_neck = ImageNeck(
@@ -567,7 +583,8 @@ class MapLocNet(nn.Module):
         """Features of B frames and B·K patches → offsets (B·K, 3) in (m, m, rad).
 
         `coarse` is T1; with two stages, `residual` is T2 and `pose` their composition T2·T1; with one, `pose`
-        is T1. Exhaustive voting adds the log-probabilities of both stages' lattices.
+        is T1. Exhaustive voting looks for its residual about the ego, `pose` = T1·T2, and adds the
+        log-probabilities of both stages' lattices.
         """
         register = self._register_voting if self.cfg.model.head == "exhaustive" else self._register_regression
         draws = patch["coarse"].shape[0] // frame["coarse"].shape[0]
@@ -598,12 +615,15 @@ class MapLocNet(nn.Module):
         lattice, fine_lattice = pose_lattices(self.cfg)
         posterior = self.localize_coarse(frame["coarse"], patch["coarse"])
         coarse = jax.lax.stop_gradient(voting.mode_pose(posterior, lattice))
-        fine_posterior = self.localize_fine(self._move(frame["fine"], coarse), patch["fine"])
+        # The map is moved, not the BEV: around(q) = map(T1·q), and the ego is looked for about the origin.
+        around = self._move_map(patch["fine"], se2_inverse(coarse))
+        known = self._move_map(jnp.ones_like(patch["fine"][..., :1]), se2_inverse(coarse))
+        fine_posterior = self.localize_fine(frame["fine"], around, known.astype(jnp.float32))
         residual = voting.mode_pose(fine_posterior, fine_lattice)
         return {
             "coarse": coarse,
             "residual": residual,
-            "pose": se2_compose(residual, coarse),
+            "pose": se2_compose(coarse, residual),
             "log_posterior": posterior,
             "fine_log_posterior": fine_posterior,
         }
@@ -611,6 +631,11 @@ class MapLocNet(nn.Module):
     def _move(self, features: jax.Array, pose: jax.Array) -> jax.Array:
         """Fine camera features moved by T1 onto the grid of the map."""
         moved = bev.warp_se2(features.astype(jnp.float32), pose, bev_grid(self.cfg), map_grid(self.cfg))
+        return constrain_batch(moved.astype(features.dtype))
+
+    def _move_map(self, features: jax.Array, pose: jax.Array) -> jax.Array:
+        """Fine map features moved by a pose, on their own grid; zero where they came from outside."""
+        moved = bev.warp_se2(features.astype(jnp.float32), pose, map_grid(self.cfg), map_grid(self.cfg))
         return constrain_batch(moved.astype(features.dtype))
 
     def __call__(self, batch: dict[str, jax.Array], train: bool) -> dict[str, Any]:
@@ -660,8 +685,8 @@ def loss(
     map_label = batch["map_label"].reshape(-1, *batch["map_label"].shape[2:])
     return {
         **pose_loss(cfg, representations["registration"], batch["true_pose"].reshape(-1, 3)),
-        "bev": _cross_entropy(representations["frame"]["logits"], batch["bev_label"]),
-        "map": _cross_entropy(representations["map"]["logits"], map_label),
+        "bev": _cross_entropy(cfg, representations["frame"]["logits"], batch["bev_label"]),
+        "map": _cross_entropy(cfg, representations["map"]["logits"], map_label),
     }
 
 
@@ -687,7 +712,7 @@ def _smooth_l1(
 
 def _voting_loss(cfg: ml_collections.ConfigDict, stages: dict[str, jax.Array], true: jax.Array) -> Terms:
     lattice, fine_lattice = pose_lattices(cfg)
-    left = se2_compose(true, se2_inverse(stages["coarse"]))
+    left = se2_compose(se2_inverse(stages["coarse"]), true)
     left = jnp.concatenate([left[..., :2], wrap_angle(left[..., 2:])], axis=-1)
     # What the fine lattice does not reach, it cannot learn from.
     within = voting.contains(fine_lattice, left).astype(jnp.float32)
@@ -699,9 +724,13 @@ def _voting_loss(cfg: ml_collections.ConfigDict, stages: dict[str, jax.Array], t
     }
 
 
-def _cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum and count of the sigmoid cross-entropy over cells and classes."""
-    values = optax.losses.sigmoid_binary_cross_entropy(logits, label.astype(jnp.float32))
+def _cross_entropy(
+    cfg: ml_collections.ConfigDict, logits: jax.Array, label: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of the sigmoid cross-entropy over cells and classes, cells of a class weighted up."""
+    label = label.astype(jnp.float32)
+    weight = 1.0 + (jnp.asarray(cfg.model.segmentation_weights, jnp.float32) - 1.0) * label
+    values = weight * optax.losses.sigmoid_binary_cross_entropy(logits, label)
     return jnp.sum(values), jnp.float32(values.size)
 
 
@@ -727,8 +756,8 @@ def predict(
     if "log_posterior" in stages:
         probability = jnp.exp(stages["log_posterior"]).sum(axis=1)
         places = jnp.asarray(pose_lattices(cfg)[0].poses()[0, ..., :2])
-        mean = jnp.einsum("nxy,xyi->ni", probability, places)
-        square = jnp.einsum("nxy,xyi->n", probability, places**2)
+        mean = jnp.einsum("nxy,xyi->ni", probability, places, precision="highest")
+        offset = jnp.sum(jnp.square(places - mean[:, None, None]), axis=-1)
         found["position_posterior"] = probability
-        found["position_spread"] = jnp.sqrt(jnp.maximum(square - jnp.sum(mean**2, axis=-1), 0.0))
+        found["position_spread"] = jnp.sqrt(jnp.sum(probability * offset, axis=(1, 2)))
     return found

@@ -17,6 +17,7 @@ class PoseVoting(nn.Module):
 
     Both grids are projected to `dim` channels; the mean match over the cells that fall on the map, times a
     learned factor, is added to a learned preference of the map for the place of the ego ("on a road").
+    `known` (N, H', W', 1) is 0 where the map grid holds nothing.
     """
 
     dim: int
@@ -27,7 +28,7 @@ class PoseVoting(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, query: jax.Array, reference: jax.Array) -> jax.Array:
+    def __call__(self, query: jax.Array, reference: jax.Array, known: jax.Array | None = None) -> jax.Array:
         match = vote(
             nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="query")(query),
             nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="reference")(reference),
@@ -35,10 +36,11 @@ class PoseVoting(nn.Module):
             self.reference_grid,
             self.lattice,
             self.correlation,
+            known,
         )
         # A mean over some thousand cells is small: begin with a factor under which poses already differ.
         factor = jnp.exp(self.param("log_factor", nn.initializers.constant(np.log(30.0)), ()))
-        prior = nn.Dense(1, dtype=self.dtype, name="prior")(reference).astype(jnp.float32)
+        prior = nn.Dense(1, use_bias=False, dtype=self.dtype, name="prior")(reference).astype(jnp.float32)
         return log_posterior(factor * match + self._at_shifts(prior)[:, None])
 
     def _at_shifts(self, values: jax.Array) -> jax.Array:

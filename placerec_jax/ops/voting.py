@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 
 from placerec_jax.ops.bev import warp_se2
 from placerec_jax.ops.grid import Grid2D
@@ -74,6 +75,7 @@ def vote(
     reference_grid: Grid2D,
     lattice: PoseLattice,
     correlation: str = "fft",
+    known: jax.Array | None = None,
 ) -> jax.Array:
     """Mean match of a query laid on a map in every pose of `lattice`.
 
@@ -83,6 +85,7 @@ def vote(
       query_grid, reference_grid: grids with the lattice's cell.
       lattice: the poses.
       correlation: 'fft', or 'conv' where Fourier transforms are slow (TPU).
+      known: (N, *reference_grid.shape, 1), 0 where the map grid holds nothing; all of it is known by default.
 
     Returns:
       (N, *lattice.shape) float32; poses under which no cell falls on the map score 0.
@@ -98,7 +101,9 @@ def vote(
     templates = _templates(query.astype(jnp.float32), query_grid, reference_grid, lattice)
     seen = _templates(jnp.ones((1, *query_grid.shape, 1)), query_grid, reference_grid, lattice)
     match = correlate(templates, reference.astype(jnp.float32), lattice)
-    cells = correlate(seen, jnp.ones((1, *reference_grid.shape, 1)), lattice)
+    if known is None:
+        known = jnp.ones((1, *reference_grid.shape, 1))
+    cells = correlate(jnp.broadcast_to(seen, (len(known), *seen.shape[1:])), known, lattice)
     return jnp.where(cells > 0.5, match / jnp.maximum(cells, 0.5), 0.0)
 
 
@@ -119,8 +124,8 @@ def _templates(
 def _correlate_fft(templates: jax.Array, reference: jax.Array, lattice: PoseLattice) -> jax.Array:
     """sum_p template(p) · reference(p + t) over cells and channels → (N, *lattice.shape)."""
     shifts, _ = lattice.half
-    # Zeros of the largest shift between the copies of a circular correlation.
-    size = [n + shifts for n in reference.shape[1:3]]
+    # Zeros of at least the largest shift between the copies of a circular correlation.
+    size = [scipy.fft.next_fast_len(n + shifts, real=True) for n in reference.shape[1:3]]
     spectrum = jnp.fft.rfft2(reference, size, axes=(1, 2))
 
     def one_turn(template: jax.Array) -> jax.Array:
@@ -129,8 +134,9 @@ def _correlate_fft(templates: jax.Array, reference: jax.Array, lattice: PoseLatt
         rows = jnp.concatenate([match[:, size[0] - shifts :], match[:, : shifts + 1]], axis=1)
         return jnp.concatenate([rows[:, :, size[1] - shifts :], rows[:, :, : shifts + 1]], axis=2)
 
-    # One turn at a time: the spectra of all would be the largest arrays of the network.
-    return jnp.moveaxis(jax.lax.map(one_turn, jnp.moveaxis(templates, 1, 0)), 0, 1)
+    # One turn at a time, and again in the backward pass: the spectra of all would be the largest arrays of
+    # the network.
+    return jnp.moveaxis(jax.lax.map(jax.checkpoint(one_turn), jnp.moveaxis(templates, 1, 0)), 0, 1)
 
 
 def _correlate_conv(templates: jax.Array, reference: jax.Array, lattice: PoseLattice) -> jax.Array:
@@ -187,4 +193,4 @@ def mode_pose(log_probability: jax.Array, lattice: PoseLattice, radius: int = 2)
         shape[axis + 1] = len(places)
         near &= jnp.abs(places.reshape(shape) - best[:, axis].reshape(-1, 1, 1, 1)) <= radius
     weight = jax.nn.softmax(jnp.where(near, log_probability, -jnp.inf).reshape(flat.shape), axis=-1)
-    return weight @ jnp.asarray(lattice.poses().reshape(-1, 3))
+    return jnp.matmul(weight, jnp.asarray(lattice.poses().reshape(-1, 3)), precision="highest")

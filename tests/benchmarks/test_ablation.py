@@ -95,7 +95,7 @@ def test_a_table_is_trained_printed_and_not_run_again(tmp_path: Path, run_comman
         "def get_config(arg='tiny'):\n"
         "    config = presets(arg)\n"
         "    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2\n"
-        "    config.optimizer.warmup_steps = 1\n"
+        "    config.optimizer.warmup_steps, config.optimizer.hold = 1, 0.0\n"
         "    config.eval.pictures = 1\n"
         "    return config\n"
     )

@@ -7,6 +7,7 @@ import pytest
 
 from placerec_jax.ops import bev, voting
 from placerec_jax.ops.grid import Grid2D
+from placerec_jax.ops.rigid import se2_inverse
 from placerec_jax.ops.voting import PoseLattice
 
 QUERY = Grid2D((-8.0, 8.0, -4.0, 4.0), 1.0)
@@ -54,10 +55,12 @@ def test_the_true_pose_wins():
     """A query cut from the map at a pose of the lattice scores highest there, and is read off to the step."""
     rng = np.random.default_rng(1)
     reference = jnp.asarray(rng.normal(size=(4, *MAP.shape, 6)), jnp.float32)
-    pose = jnp.asarray([[2.0, -1.0, 0.0], [-3.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, 0.0]])
-    inverse = pose * jnp.asarray([-1.0, -1.0, 1.0])
-    query = bev.warp_se2(reference, inverse, MAP, QUERY)
-    posterior = voting.log_posterior(50 * voting.vote(query, reference, QUERY, MAP, LATTICE))
+    turn = np.deg2rad(10.0)
+    pose = jnp.asarray(
+        [[2.0, -1.0, 0.0], [-3.0, 1.0, turn], [0.0, 0.0, -turn], [1.0, 2.0, 2 * turn]], jnp.float32
+    )
+    query = bev.warp_se2(reference, se2_inverse(pose), MAP, QUERY)
+    posterior = voting.log_posterior(100 * voting.vote(query, reference, QUERY, MAP, LATTICE))
     np.testing.assert_allclose(voting.mode_pose(posterior, LATTICE, radius=1), pose, atol=0.05)
     np.testing.assert_allclose(jnp.exp(posterior).sum((1, 2, 3)), 1.0, rtol=1e-4)
 
@@ -86,6 +89,15 @@ def test_the_mode_is_not_the_mean_of_two_places():
 def test_what_the_lattice_contains():
     poses = jnp.asarray([[3.0, -3.0, np.deg2rad(20)], [3.1, 0, 0], [0, 0, np.deg2rad(21)]])
     np.testing.assert_array_equal(voting.contains(LATTICE, poses), [True, False, False])
+
+
+def test_what_the_map_does_not_know_is_not_counted():
+    """Half of the map unknown: the mean is over the other half, not pulled to zero."""
+    query, reference = jnp.ones((1, *QUERY.shape, 1)), jnp.ones((1, *MAP.shape, 1))
+    known = jnp.ones((1, *MAP.shape, 1)).at[:, :8].set(0.0)
+    votes = voting.vote(query, reference * known, QUERY, MAP, LATTICE, "fft", known)
+    np.testing.assert_allclose(votes, 1.0, atol=0.05)
+    assert float(voting.vote(query, reference * known, QUERY, MAP, LATTICE).max()) < 0.8
 
 
 def test_cells_must_agree():
