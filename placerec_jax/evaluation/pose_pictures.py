@@ -369,7 +369,7 @@ def _seen_edges(axes: Axes, frame: Frame) -> None:
 
 
 def _posterior(axes: Axes, frame: Frame) -> None:
-    """Where the model believes the ego to be, the deeper the likelier; the likeliest place is opaque."""
+    """Where the model believes the ego to be, the deeper the likelier."""
     if frame.posterior is None:
         return
     probability, grid = frame.posterior

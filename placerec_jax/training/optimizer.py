@@ -19,7 +19,8 @@ def make_schedule(cfg: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     warmup = optax.linear_schedule(
         cfg.learning_rate / (cfg.warmup_steps + 1), cfg.learning_rate, cfg.warmup_steps
     )
-    decay_start = cfg.warmup_steps + round(cfg.hold * (steps - cfg.warmup_steps))
+    rest = steps - cfg.warmup_steps
+    decay_start = cfg.warmup_steps + min(round(cfg.hold * rest), rest - 1)  # one step of decay at the least
     decay = optax.cosine_decay_schedule(cfg.learning_rate, steps - decay_start)
     hold = optax.constant_schedule(cfg.learning_rate)
     return optax.join_schedules([warmup, hold, decay], [cfg.warmup_steps, decay_start])

@@ -69,3 +69,10 @@ def test_clipping_scales_the_whole_gradient():
     _, state = tx.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, state, weights)
     first_moment = state[1][0].mu  # (1 - beta1) times the clipped gradient
     np.testing.assert_allclose([first_moment["a"][0], first_moment["b"][0]], [0.06, 0.08], rtol=1e-5)
+
+
+def test_a_run_of_a_few_steps_has_a_schedule():
+    """Rounding must not leave nothing to decay over."""
+    cfg = ml_collections.ConfigDict({"learning_rate": 1.0, "warmup_steps": 1, "hold": 5 / 7})
+    rates = [float(make_schedule(cfg, steps=2)(step)) for step in range(2)]
+    assert rates == [0.5, 1.0]
