@@ -1,7 +1,7 @@
-"""Plain LiDAR scans with their poses, in order of time: what the readers of KITTI, KITTI-360 and BEV folders yield.
+"""Plain LiDAR scans with their poses, in order: what the readers of KITTI, KITTI-360 and BEV folders yield.
 
-The LiDAR frame is x forward, y left, z up; the camera frame x right, y down, z forward. A sequence has its own
-map frame: poses of two sequences cannot be compared.
+The LiDAR frame is x forward, y left, z up; the camera frame x right, y down, z forward. A sequence has its
+own map frame: poses of two sequences cannot be compared.
 """
 
 import dataclasses
