@@ -1,0 +1,232 @@
+"""The KITTI-360 reader: scans, poses of the LiDAR, and a perspective camera's images, without a devkit.
+
+With S = 2013_05_28_drive_0000_sync:
+
+    calibration/perspective.txt                       P_rect_00, R_rect_00, S_rect_00; for images, and for
+                                                      poses of the rectified camera
+    calibration/calib_cam_to_velo.txt                 LiDAR ← camera 0, 12 numbers
+    calibration/calib_cam_to_pose.txt                 image_00: IMU ← camera 0, 12 numbers
+    data_poses/S/poses.txt                            frame, then world ← IMU, 12 numbers
+    data_poses/S/cam0_to_world.txt                    frame, then world ← rectified camera 0, 12 or 16 numbers
+    data_3d_raw/S/velodyne_points/data/0000000000.bin float32 x, y, z, reflectance
+    data_3d_raw/S/velodyne_points/timestamps.txt      line i: date and time of frame i; may be absent
+    data_2d_raw/S/image_00/data_rect/0000000000.png   rectified, 1408 x 376; may be absent
+
+Where the car stood or crept there are scans and no poses, and drive 0002 has poses before its first scan:
+files belong together by the frame's number, and the frames of a sequence are those that have both. Cameras
+in `calibration` are as they were mounted; R_rect turns a camera into its rectified self, which images and
+cam0_to_world are of. Scans are as the turning LiDAR measured them: see `compensate_motion`.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from data_prep.errors import InputError
+from data_prep.raw.number_files import (
+    matrix_of,
+    read_keys,
+    read_poses,
+    read_poses_with_ids,
+    rigid_matrices,
+)
+from data_prep.raw.scan_files import images_of, list_numbered
+from data_prep.raw.scans import Scan, ScanImage, ScanSequence
+from placerec_jax.ops import rigid
+
+POSE_SOURCES = {"imu": "poses.txt", "cam0_to_world": "cam0_to_world.txt"}
+CAMERAS = {"image_00": "00", "image_01": "01"}  # to the keys of perspective.txt
+
+_FOLDER = "2013_05_28_drive_{name}_sync"
+_CALIBRATION_ARCHIVE = "Unpack calibration.zip of KITTI-360."
+_POSES_ARCHIVE = "Unpack data_poses.zip of KITTI-360."
+_SCANS_REMEDY = "Download the raw Velodyne scans"
+
+
+def read_sequences(
+    root: Path,
+    names: Sequence[str] | None = None,
+    *,
+    pose_source: str = "imu",
+    camera: str | None = "image_00",
+    require_scans: bool = True,
+) -> tuple[ScanSequence, ...]:
+    """The sequences `names` ("0009") of a root, or all that have poses and scans.
+
+    Images are taken where the folder of `camera` is there; None leaves them out. With `require_scans=False`
+    every pose is a frame, with or without its scan, and images are left out. Raises InputError for what is
+    missing or damaged. Does not look into scans and images: see `data_prep.raw.scan_files.check_files`.
+    """
+    if pose_source not in POSE_SOURCES:
+        raise InputError(
+            f"pose_source: expected one of {', '.join(POSE_SOURCES)} for KITTI-360, found {pose_source!r}."
+        )
+    if camera is not None and camera not in CAMERAS:
+        raise InputError(f"camera: expected one of {', '.join(CAMERAS)} for KITTI-360, found {camera!r}.")
+    if not (root / "data_poses").is_dir():
+        raise InputError(
+            f"{root}: expected data_poses, data_3d_raw and calibration of KITTI-360, found "
+            f"{'no data_poses' if root.is_dir() else 'no such folder'}. Give the folder that holds them."
+        )
+    if names is None:
+        names = _find_sequences(root, pose_source, require_scans)
+    return tuple(_read_sequence(root, name, pose_source, camera, require_scans) for name in names)
+
+
+def compensate_motion(points: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """(N, 3 or more) points as measured, (4, 4) current_T_previous → the points as at the scan's time.
+
+    The LiDAR turns clockwise, seen from above, and faces forward at the scan's time: a point at azimuth φ was
+    measured φ/2π turns earlier, so that it is moved by that fraction of the motion: rotation vector and
+    translation each in proportion, as KITTI-360's own accumulation of scans does it. Other columns stay.
+    """
+    xyz = points[:, :3].astype(np.float64)
+    fraction = np.arctan2(xyz[:, 1], xyz[:, 0])[:, None] / (2 * np.pi)
+    turn = Rotation.from_rotvec(fraction * Rotation.from_matrix(motion[:3, :3]).as_rotvec())
+    moved = turn.apply(xyz) + fraction * motion[:3, 3]
+    return np.concatenate([moved.astype(points.dtype), points[:, 3:]], axis=1)
+
+
+def sweep_motions(frame_ids: np.ndarray, map_T_lidar: np.ndarray) -> np.ndarray:
+    """(N,) ids, (N, 4, 4) poses → (N, 4, 4) current_T_previous, the motion during one turn.
+
+    Between poses that are several frames apart the motion is shared out evenly; the first pose takes that of
+    the second.
+    """
+    if len(frame_ids) < 2:
+        return np.tile(np.eye(4), (len(frame_ids), 1, 1))
+    motion = rigid.rigid_inverse(map_T_lidar[1:]) @ map_T_lidar[:-1]
+    frames = np.diff(frame_ids)[:, None]
+    turn = Rotation.from_rotvec(Rotation.from_matrix(motion[:, :3, :3]).as_rotvec() / frames)
+    shared = rigid.rigid_matrix(turn.as_matrix(), motion[:, :3, 3] / frames)
+    return np.concatenate([shared[:1], shared])
+
+
+def _find_sequences(root: Path, pose_source: str, require_scans: bool) -> list[str]:
+    """All that have poses and, where required, a folder of scans."""
+    pattern = _FOLDER.format(name="????")
+    paths = sorted((root / "data_poses").glob(f"{pattern}/{POSE_SOURCES[pose_source]}"))
+    posed = [path.parent.name.split("_")[-2] for path in paths]
+    if not posed:
+        raise InputError(
+            f"{root / 'data_poses' / pattern / POSE_SOURCES[pose_source]}: expected the poses of at "
+            f"least one sequence, found none. {_POSES_ARCHIVE}"
+        )
+    names = [name for name in posed if _scan_folder(root, name).is_dir() or not require_scans]
+    if not names:
+        raise InputError(
+            f"{_scan_folder(root, '????')}: expected scans of at least one sequence with poses "
+            f"({', '.join(posed)}), found none. {_SCANS_REMEDY}."
+        )
+    return names
+
+
+def _scan_folder(root: Path, name: str) -> Path:
+    return root / "data_3d_raw" / _FOLDER.format(name=name) / "velodyne_points" / "data"
+
+
+def _read_sequence(
+    root: Path, name: str, pose_source: str, camera: str | None, require_scans: bool
+) -> ScanSequence:
+    pose_path = root / "data_poses" / _FOLDER.format(name=name) / POSE_SOURCES[pose_source]
+    if not pose_path.is_file():
+        raise InputError(
+            f"{pose_path}: expected the poses ({pose_source}) of sequence {name}, found no such file. "
+            f"Sequences are named by four digits. {_POSES_ARCHIVE}"
+        )
+    pose_ids, poses = read_poses_with_ids(pose_path, _POSES_ARCHIVE)
+    map_T_lidar = poses @ _LIDAR_IN[pose_source](root / "calibration")
+    motions = sweep_motions(pose_ids, map_T_lidar)
+    folder = _scan_folder(root, name)
+    files = list_numbered(folder, ".bin")
+    if require_scans and not files:
+        raise InputError(
+            f"{folder}: expected scans 0000000000.bin and on, found none. {_SCANS_REMEDY}, or leave this "
+            "sequence out."
+        )
+    rows = [row for row, i in enumerate(pose_ids.tolist()) if i in files or not require_scans]
+    scanned = int(np.isin(pose_ids, list(files)).sum())
+    # The car stands for at most a third of a published drive.
+    if 2 * scanned < len(files):
+        raise InputError(
+            f"{pose_path}: expected poses of most scans, found those of {scanned} of {len(files)} "
+            f"(poses of frames {pose_ids[0]} to {pose_ids[-1]}, scans {min(files)} to {max(files)}): "
+            f"poses fewer than scans. {_POSES_ARCHIVE}"
+        )
+    frame_ids = [int(pose_ids[row]) for row in rows]
+    times = _read_times(folder.parent / "timestamps.txt", frame_ids[-1] + 1)
+    images: dict[int, ScanImage] = {}
+    image_folder = root / "data_2d_raw" / _FOLDER.format(name=name) / (camera or "") / "data_rect"
+    if camera is not None and require_scans and image_folder.is_dir():
+        images = images_of(image_folder, frame_ids, *_read_camera(root / "calibration", camera))
+    scans = tuple(
+        Scan(name, i, float(times[i]), files.get(i), map_T_lidar[row], images.get(i), motions[row])
+        for row, i in zip(rows, frame_ids, strict=True)
+    )
+    return ScanSequence(
+        name,
+        scans,
+        f"{pose_path.relative_to(root)} ({pose_source}) · calibration/calib_cam_to_velo.txt",
+        scans_without_pose=len(files) - scanned,
+        poses_without_scan=len(pose_ids) - scanned,
+    )
+
+
+def _imu_T_lidar(calibration: Path) -> np.ndarray:  # noqa: N802 (frames name transforms)
+    """(4, 4): T_imu←cam0 · (T_velo←cam0)⁻¹, both of the camera as mounted."""
+    return _imu_T_camera(calibration, "image_00") @ rigid.rigid_inverse(_lidar_T_camera0(calibration))
+
+
+def _rectified0_T_lidar(calibration: Path) -> np.ndarray:  # noqa: N802
+    """(4, 4): R_rect_00 · (T_velo←cam0)⁻¹."""
+    values = read_keys(calibration / "perspective.txt", _CALIBRATION_ARCHIVE)
+    return _rectification(calibration, values, "00") @ rigid.rigid_inverse(_lidar_T_camera0(calibration))
+
+
+# What stands right of world ← body in the pose of the LiDAR, by the body that the poses are of.
+_LIDAR_IN = {"imu": _imu_T_lidar, "cam0_to_world": _rectified0_T_lidar}
+
+
+def _read_camera(calibration: Path, camera: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """(3, 3) intrinsics, (4, 4) camera_T_lidar of the rectified camera, and (width, height) of its images."""
+    number = CAMERAS[camera]
+    path = calibration / "perspective.txt"
+    values = read_keys(path, _CALIBRATION_ARCHIVE)
+    projection = matrix_of(values, f"P_rect_{number}", (3, 4), path, _CALIBRATION_ARCHIVE)
+    size = matrix_of(values, f"S_rect_{number}", (1, 2), path, _CALIBRATION_ARCHIVE)[0]
+    camera_T_imu = rigid.rigid_inverse(_imu_T_camera(calibration, camera))
+    camera_T_lidar = _rectification(calibration, values, number) @ camera_T_imu @ _imu_T_lidar(calibration)
+    return projection[:, :3], camera_T_lidar, (int(size[0]), int(size[1]))
+
+
+def _rectification(calibration: Path, values: dict[str, str], number: str) -> np.ndarray:
+    """(4, 4) rectified ← as mounted."""
+    path = calibration / "perspective.txt"
+    rotation = matrix_of(values, f"R_rect_{number}", (3, 3), path, _CALIBRATION_ARCHIVE)
+    rows = np.concatenate([rotation, np.zeros((3, 1))], axis=1).reshape(1, 12)
+    return rigid_matrices(rows, path, _CALIBRATION_ARCHIVE)[0]
+
+
+def _imu_T_camera(calibration: Path, camera: str) -> np.ndarray:  # noqa: N802
+    path = calibration / "calib_cam_to_pose.txt"
+    values = read_keys(path, _CALIBRATION_ARCHIVE)
+    matrix = matrix_of(values, camera, (3, 4), path, _CALIBRATION_ARCHIVE)
+    return rigid_matrices(matrix.reshape(1, 12), path, _CALIBRATION_ARCHIVE)[0]
+
+
+def _lidar_T_camera0(calibration: Path) -> np.ndarray:  # noqa: N802
+    return read_poses(calibration / "calib_cam_to_velo.txt", _CALIBRATION_ARCHIVE)[0]
+
+
+def _read_times(path: Path, frames: int) -> np.ndarray:
+    """(frames,) float64 s since frame 0; nan for lines without a time, and without a line for every frame."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    stamps = np.full(frames, np.datetime64("NaT", "ns"))
+    if len(lines) >= frames:
+        for frame, line in enumerate(lines[:frames]):
+            with contextlib.suppress(ValueError):
+                stamps[frame] = np.datetime64(line.strip().replace(" ", "T"), "ns")
+    return (stamps - stamps[0]) / np.timedelta64(1, "s")
