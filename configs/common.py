@@ -34,6 +34,8 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     config.train.checkpoint_every = 1000
 
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adamw"  # or adam_l2; placerec_jax.training.optimizer
+    config.optimizer.schedule = "cosine"  # or staircase
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 0
@@ -53,12 +55,20 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     return config
 
 
+# What a converter is given of the built-in city: the formats that are written, and its own arguments.
+_CITY_INPUTS = {
+    "maploc": ("nuscenes,osm", lambda raw: ("--raw", f"{raw}/nuscenes", "--osm", f"{raw}/osm")),
+    "lcd": ("kitti", lambda raw: ("--raw", f"{raw}/kitti", "--format", "kitti")),
+}
+
+
 def built_in_city(config: ml_collections.ConfigDict, converter: str, size: str) -> None:
     """Points `config.data` at the built-in city of `size`, prepared by `converter` when it is absent."""
     folder = f"data/city-{size}-v{CITY_VERSION}"
     raw, root = f"{folder}/raw", f"{folder}/{converter}"
+    formats, arguments = _CITY_INPUTS[converter]
     config.data.root = root
     config.data.prepare = (
-        ("city", "--out", raw, "--size", size, "--formats", "nuscenes,osm", "--seed", "0"),
-        (converter, "--raw", f"{raw}/nuscenes", "--osm", f"{raw}/osm", "--out", root),
+        ("city", "--out", raw, "--size", size, "--formats", formats, "--seed", "0"),
+        (converter, *arguments(raw), "--out", root),
     )

@@ -1,9 +1,11 @@
-"""The schedule's shape and AdamW's first step by hand."""
+"""The schedules' shapes, first steps by hand, and Adam with L2 as torch has it."""
 
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
+import torch
 
 from placerec_jax.errors import ConfigError
 from placerec_jax.training.optimizer import make_optimizer, make_schedule
@@ -11,6 +13,8 @@ from placerec_jax.training.optimizer import make_optimizer, make_schedule
 
 def config(**changes):
     defaults = {
+        "name": "adamw",
+        "schedule": "cosine",
         "learning_rate": 0.1,
         "weight_decay": 0.0,
         "warmup_steps": 0,
@@ -73,6 +77,46 @@ def test_clipping_scales_the_whole_gradient():
 
 def test_a_run_of_a_few_steps_has_a_schedule():
     """Rounding must not leave nothing to decay over."""
-    cfg = ml_collections.ConfigDict({"learning_rate": 1.0, "warmup_steps": 1, "hold": 5 / 7})
+    cfg = config(learning_rate=1.0, warmup_steps=1, hold=5 / 7)
     rates = [float(make_schedule(cfg, steps=2)(step)) for step in range(2)]
     assert rates == [0.5, 1.0]
+
+
+def test_staircase_falls_after_every_epoch():
+    schedule = make_schedule(config(schedule="staircase", decay_steps=3, decay_rate=0.5), steps=10)
+    np.testing.assert_allclose([schedule(s) for s in range(7)], [0.1] * 3 + [0.05] * 3 + [0.025], rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"decay_steps": 0}, {"decay_rate": 0.0}, {"decay_rate": 1.5}])
+def test_staircase_that_is_none(changes):
+    with pytest.raises(ConfigError, match=r"decay_steps is .*decay_rate"):
+        make_schedule(config(schedule="staircase", **({"decay_steps": 3, "decay_rate": 0.5} | changes)), 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (lambda cfg: make_schedule(cfg, 10), {"schedule": "triangle"}),
+        (lambda cfg: make_optimizer(cfg, lambda step: 0.1), {"name": "lion"}),
+    ],
+)
+def test_unknown_names_list_the_known_ones(make, changes):
+    with pytest.raises(ConfigError, match=r"'(triangle|lion)'; expected one of \["):
+        make(config(**changes))
+
+
+def test_adam_l2_is_torchs_adam():
+    weights = np.array([2.0, -4.0, 0.5], np.float32)
+    cfg = config(name="adam_l2", weight_decay=0.3)
+    tx = make_optimizer(cfg, lambda step: 0.1)
+    ours = {"w": jnp.asarray(weights)}
+    theirs = torch.nn.Parameter(torch.tensor(weights))
+    adam = torch.optim.Adam([theirs], lr=0.1, weight_decay=0.3)
+    state = tx.init(ours)
+    for step in range(4):
+        gradient = np.cos(np.arange(3) + step).astype(np.float32)
+        updates, state = tx.update({"w": jnp.asarray(gradient)}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        theirs.grad = torch.tensor(gradient)
+        adam.step()
+    np.testing.assert_allclose(ours["w"], theirs.detach().numpy(), rtol=1e-5)
