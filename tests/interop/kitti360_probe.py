@@ -2,8 +2,8 @@
 
 python kitti360_probe.py ROOT OUT.npz NUMBER [NUMBER …]     NUMBER of a drive, e.g. 9
 
-Keys are "0009/name". Per camera 0 and 1: intrinsics, size, poses and the pixels of the scans' points, projected
-the way of the scripts' own `projectVeloToImage`.
+Keys are "0009/name". Per camera 0 and 1: intrinsics, size, poses and the pixels of the scans' points,
+projected the way of the scripts' own `projectVeloToImage`.
 """
 
 import os
