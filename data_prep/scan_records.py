@@ -10,7 +10,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep.errors import InputError
-from data_prep.raw.scans import Scan, ScanSequence
+from data_prep.images import JPEG_QUALITY
+from data_prep.raw import kitti, kitti360
+from data_prep.raw.scans import Scan, ScanImage, ScanSequence
+from placerec_jax.ops import rigid
+from placerec_jax.ops.point_steps import POINT_UNIT, encode_points
+
+NEAREST = 0.5  # m in front of a camera: what is nearer belongs to the car, or is noise
 
 _PNG_END = b"IEND"  # the last chunk: OpenCV fills what a truncated file lacks and says nothing
 
@@ -75,6 +81,104 @@ def _frame_example(scan: Scan) -> dict[str, Any]:
     }
 
 
+def point_features(images: bool) -> tfds.features.FeaturesDict:
+    """The table `frames` of scans, with the image of a camera or without.
+
+    With images: point number link_point[i] is seen in pixel link_pixel[i] of the stored image.
+    """
+    points = {
+        "point_steps": tfds.features.Tensor(
+            shape=(None, 3),
+            dtype=np.int16,
+            encoding="zlib",
+            doc=f"x, y, z in units of {POINT_UNIT} m, each less that of the point before: sum them up "
+            "(placerec_jax.ops.point_steps)",
+        ),
+        "reflectance": tfds.features.Tensor(
+            shape=(None,), dtype=np.uint8, encoding="zlib", doc="255 is a reflectance of 1"
+        ),
+    }
+    camera = {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+        "intrinsics": _float64((3, 3), "K of the image"),
+        "camera_T_lidar": _float64((4, 4), "camera: x right, y down, z forward"),
+        "link_point": tfds.features.Tensor(
+            shape=(None,), dtype=np.int32, encoding="zlib", doc="points that the image sees, ascending"
+        ),
+        "link_pixel": tfds.features.Tensor(
+            shape=(None, 2), dtype=np.uint16, encoding="zlib", doc="their pixels (row, column)"
+        ),
+    }
+    return tfds.features.FeaturesDict({**_frame_features(), **points, **(camera if images else {})})
+
+
+def point_examples(
+    scans: Sequence[Scan], *, images: bool, compensate_motion: bool
+) -> Iterator[dict[str, Any]]:
+    """One example of `point_features` a scan.
+
+    With `compensate_motion` the points of a dataset that has not taken the car's motion out are moved to
+    where they were at the scan's time.
+    """
+    for scan in scans:
+        points = read_points(scan.path)
+        if compensate_motion:
+            points = kitti360.compensate_motion(points, scan.sweep_motion)
+        example = {
+            **_frame_example(scan),
+            "point_steps": encode_points(points[:, :3]),
+            "reflectance": np.rint(points[:, 3] * 255).astype(np.uint8),
+        }
+        if images:
+            link_point, link_pixel = links(points[:, :3], scan.image)
+            example |= {
+                "image": stored_image(scan.image),
+                "intrinsics": np.asarray(scan.image.intrinsics, np.float64),
+                "camera_T_lidar": np.asarray(scan.image.camera_T_lidar, np.float64),
+                "link_point": link_point,
+                "link_pixel": link_pixel,
+            }
+        yield example
+
+
+def read_points(path: Path) -> np.ndarray:
+    """(N, 4) float32 x, y, z (m, LiDAR frame) and reflectance from 0 to 1; InputError for bad content."""
+    points = kitti.read_points(path)
+    low, high = float(points[:, 3].min()), float(points[:, 3].max())
+    if low < 0 or high > 1:
+        raise InputError(
+            f"{path}: expected reflectances from 0 to 1, found {low:g} to {high:g}. Scale the fourth column."
+        )
+    return points
+
+
+def links(lidar_xyz: np.ndarray, image: ScanImage) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) → (M,) int32 ascending numbers of the points that the image sees, (M, 2) uint16 their pixels.
+
+    A point is seen more than NEAREST in front of the camera and inside the image; what hides it is not asked.
+    A pixel (row, column) reaches from its numbers to the next ones: floor of v and u.
+    """
+    camera_xyz = rigid.rigid_apply(image.camera_T_lidar, lidar_xyz.astype(np.float64))
+    point = np.flatnonzero(camera_xyz[:, 2] > NEAREST)
+    u, v, depth = image.intrinsics @ camera_xyz[point].T
+    column, row = np.floor(u / depth), np.floor(v / depth)
+    inside = (column >= 0) & (column < image.width) & (row >= 0) & (row < image.height)
+    pixel = np.stack([row[inside], column[inside]], axis=-1)
+    return point[inside].astype(np.int32), pixel.astype(np.uint16)
+
+
+def stored_image(image: ScanImage) -> bytes:
+    """The image as JPEG; InputError for one that is damaged or of another size than its calibration says."""
+    pixels = _decoded(image.path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels.shape[:2] != (image.height, image.width):
+        raise InputError(
+            f"{image.path}: expected {image.width} x {image.height} pixels, found {pixels.shape[1]} x "
+            f"{pixels.shape[0]}. Unpack images and calibration of one release."
+        )
+    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return encoded.tobytes()
+
+
 def bev_features() -> tfds.features.FeaturesDict:
     """The table `frames` of BEV pictures: row increases with x (forward), column with y (left)."""
     picture = tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
@@ -99,16 +203,22 @@ def read_bev(path: Path) -> np.ndarray:
 
     InputError for a file that is no whole 8-bit grey PNG.
     """
-    content = np.fromfile(path, np.uint8)
-    picture = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
-    if picture is None or _PNG_END not in content[-16:].tobytes():
-        raise InputError(
-            f"{path}: expected a whole PNG picture, found {len(content)} bytes that are none: the file is "
-            "truncated or damaged. Copy it again."
-        )
+    picture = _decoded(path, cv2.IMREAD_UNCHANGED)
     if picture.ndim != 2 or picture.dtype != np.uint8:
         raise InputError(
             f"{path}: expected one channel of 8 bits (density), found {picture.shape} {picture.dtype}. Save "
             "the pictures as 8-bit grey PNG."
         )
     return np.ascontiguousarray(picture[::-1, ::-1])
+
+
+def _decoded(path: Path, flags: int) -> np.ndarray:
+    """A whole PNG as OpenCV reads it."""
+    content = path.read_bytes()
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if _PNG_END in content[-16:] else None
+    if pixels is None:
+        raise InputError(
+            f"{path}: expected a whole PNG image, found {len(content)} bytes that are none: the file is "
+            "truncated or damaged. Copy or unpack it again."
+        )
+    return pixels

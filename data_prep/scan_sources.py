@@ -6,11 +6,12 @@ To add one: write a reader in `data_prep.raw` and enter it in FORMATS.
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from data_prep.errors import InputError
-from data_prep.raw import bev_folder
+from data_prep.raw import bev_folder, kitti, kitti360
 from data_prep.raw.scans import ScanSequence
 
 CITY_MARKER = "BUILT-IN-CITY.json"  # stands in a root that the built-in city wrote
@@ -23,15 +24,30 @@ Splits = Mapping[str, Sequence[str]]  # split → names of its sequences
 class Format:
     """A raw format.
 
-    `read(root, names, pose_source, require_scans)` yields the sequences; `pose_sources` are the choices, the
-    default first. `records` is what its scans are: "points" or "bev". `official` says which sequences train,
-    validate and test in the paper.
+    `read` yields the sequences; `pose_sources` and `cameras` are the choices, the default first. `records` is
+    what its scans are: "points" or "bev". `official` says which sequences train, validate and test in the
+    paper.
     """
 
-    read: Callable[[Path, Sequence[str] | None, str, bool], Sequence[ScanSequence]]
+    read: "Reader"
     pose_sources: tuple[str, ...]
+    cameras: tuple[str, ...]
     records: str
     official: Splits
+
+
+class Reader(Protocol):
+    """Sequences of a root, by name or all; a camera of None leaves images out."""
+
+    def __call__(
+        self,
+        root: Path,
+        names: Sequence[str] | None,
+        *,
+        pose_source: str,
+        camera: str | None,
+        require_scans: bool,
+    ) -> Sequence[ScanSequence]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,39 +57,70 @@ class ScanSource:
     format: str
     records: str
     pose_source: str
+    camera: str | None
     sequences: tuple[ScanSequence, ...]
     splits: Splits
     built_in_city: bool
 
 
 def _read_bev(
-    root: Path, names: Sequence[str] | None, pose_source: str, require_scans: bool
+    root: Path, names: Sequence[str] | None, *, pose_source: str, camera: str | None, require_scans: bool
 ) -> Sequence[ScanSequence]:
     return bev_folder.read_sequences(root, names)
 
 
 FORMATS: dict[str, Format] = {
-    "bev": Format(_read_bev, ("pose.txt",), "bev", {}),
+    "kitti": Format(
+        kitti.read_sequences,
+        tuple(kitti.POSE_SOURCES),
+        ("image_2", *(name for name in kitti.CAMERAS if name != "image_2")),
+        "points",
+        {"train": ("00", "05", "06", "07", "09"), "val": ("08",)},
+    ),
+    "kitti360": Format(
+        kitti360.read_sequences,
+        tuple(kitti360.POSE_SOURCES),
+        tuple(kitti360.CAMERAS),
+        "points",
+        {"test": ("0000", "0004", "0005", "0006", "0009")},
+    ),
+    "bev": Format(_read_bev, ("pose.txt",), (), "bev", {}),
 }
 
+NO_CAMERA = "none"
 
-def open_source(options: argparse.Namespace, *, require_scans: bool) -> ScanSource:
-    """Read what the options of `add_source_options` name; InputError for bad input."""
-    reader = FORMATS[options.format]
-    pose_source = options.pose_source or reader.pose_sources[0]
-    if pose_source not in reader.pose_sources:
+
+def open_source(options: argparse.Namespace, *, require_scans: bool, camera: str | None = None) -> ScanSource:
+    """Read what the options of `add_source_options` name; InputError for bad input.
+
+    `camera` is one of the format's, NO_CAMERA, or None for the format's default.
+    """
+    form = FORMATS[options.format]
+    pose_source = options.pose_source or form.pose_sources[0]
+    if pose_source not in form.pose_sources:
         raise InputError(
-            f"--pose-source: expected {' or '.join(reader.pose_sources)} for the format {options.format}, "
+            f"--pose-source: expected {' or '.join(form.pose_sources)} for the format {options.format}, "
             f"found {pose_source!r}."
         )
+    if camera is None:
+        camera = form.cameras[0] if form.cameras else NO_CAMERA
+    if camera not in (*form.cameras, NO_CAMERA):
+        raise InputError(
+            f"--camera: expected {' or '.join((*form.cameras, NO_CAMERA))} for the format {options.format}, "
+            f"found {camera!r}."
+        )
+    camera = None if camera == NO_CAMERA else camera
     marker = find_marker(options.raw)
-    sequences = tuple(reader.read(options.raw, options.sequences, pose_source, require_scans))
+    sequences = form.read(
+        options.raw, options.sequences, pose_source=pose_source, camera=camera, require_scans=require_scans
+    )
     return ScanSource(
         format=options.format,
-        records=reader.records,
+        records=form.records,
         pose_source=pose_source,
-        sequences=sequences,
-        splits=reader.official if marker is None else city_splits(marker),
+        camera=camera,
+        sequences=tuple(sequences),
+        splits=form.official if marker is None else city_splits(marker),
         built_in_city=marker is not None,
     )
 
@@ -83,16 +130,28 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", type=Path, required=True, help="dataset root (real, or written by the built-in city)"
     )
-    parser.add_argument("--format", choices=sorted(FORMATS), required=True)
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
     parser.add_argument(
-        "--sequences",
-        type=names_in,
-        help="names with commas between, e.g. 00,08; default: all there are",
+        "--sequences", type=names_in, help="names with commas between, e.g. 00,08; default: all there are"
     )
-    choices = "; ".join(f"{name}: {', '.join(f.pose_sources)}" for name, f in FORMATS.items())
     parser.add_argument(
-        "--pose-source", help=f"which poses are read, the first being the default ({choices})"
+        "--pose-source",
+        help=f"which poses are read, the first being the default ({_choices('pose_sources')})",
     )
+
+
+def add_camera_option(parser: argparse.ArgumentParser) -> None:
+    """--camera."""
+    parser.add_argument(
+        "--camera",
+        help=f"whose images belong to the scans, the first being the default ({_choices('cameras')}), or "
+        f"{NO_CAMERA}: points alone",
+    )
+
+
+def _choices(field: str) -> str:
+    choices = {name: getattr(form, field) for name, form in FORMATS.items()}
+    return "; ".join(f"{name}: {', '.join(values)}" for name, values in choices.items() if values)
 
 
 def names_in(text: str) -> list[str]:
