@@ -47,8 +47,17 @@ def run(
     checkpointer.close()
     _say(f"step {about.step} of {workdir}, split {split!r} of {prepared.root}")
 
-    rows = predict_split(method, cfg, variables, prepared, split, mesh)
+    keep = getattr(evaluator, "KEEP", ())
+    rows = predict_split(method, cfg, variables, prepared, split, mesh, keep=keep)
+    for name, changed in getattr(evaluator, "passes", _no_passes)(cfg).items():
+        _say(f"once more, {name}")
+        again = predict_split(method, changed, variables, prepared, split, mesh, keep=evaluator.SCORED)
+        rows |= {f"{name}/{output}": values for output, values in again.items()}
     rows = evaluator.annotate(prepared, rows)
+    if hasattr(evaluator, "references"):
+        rows = evaluator.references(cfg, prepared, rows, workdir / "references")
+    if hasattr(evaluator, "second_stage"):
+        rows = evaluator.second_stage(method, cfg, rows)
     scores = evaluator.score(cfg, rows)
     chosen = evaluator.choose_examples(cfg, rows)
     examples = {
@@ -72,6 +81,10 @@ def run(
         print("\n\n".join([*first, *blocks, "\n".join(evaluator.verdict(scores))]))
         print(f"\n{page}")
     return scores
+
+
+def _no_passes(cfg: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    return {}
 
 
 def _say(line: str) -> None:

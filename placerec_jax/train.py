@@ -91,6 +91,11 @@ def run(
     log = MetricsLog(workdir, start_step) if jax.process_index() == 0 else None
     evaluator = importlib.import_module(f"placerec_jax.evaluation.{cfg.eval.evaluator}")
 
+    # An evaluator that needs more than evenly spread examples says which.
+    examples = None
+    if hasattr(evaluator, "watched"):
+        examples = evaluator.watched(cfg, prepared, cfg.data.eval_split, cfg.train.eval_examples)
+
     def evaluate(state: TrainState) -> dict[str, float]:
         rows = predict_split(
             method,
@@ -101,6 +106,8 @@ def run(
             mesh,
             limit=cfg.train.eval_examples,
             progress=False,
+            keep=getattr(evaluator, "SCORED", ()),
+            examples=examples,
         )
         return evaluator.summarize(evaluator.score(cfg, rows))
 

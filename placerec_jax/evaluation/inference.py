@@ -7,7 +7,7 @@ batch size nor on which other examples are asked for.
 import functools
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -22,7 +22,7 @@ from placerec_jax.training.sharding import put_batch
 
 Rows = dict[str, np.ndarray]
 
-# Outputs with more numbers an example (segmentation maps, features) are not kept for a whole split.
+# Outputs with more numbers an example (segmentation maps, features) are kept for a whole split only by name.
 MAX_ROW_SIZE = 64
 
 
@@ -35,12 +35,15 @@ def predict_split(
     mesh: Mesh,
     limit: int | None = None,
     progress: bool = True,
+    keep: tuple[str, ...] = (),
+    examples: np.ndarray | None = None,
 ) -> Rows:
     """The method's small predictions over a split, in its order: {name: (N, ...)}.
 
     `variables` are the model's collections (`params`, `batch_stats`). `limit` keeps that many examples,
-    evenly spread. `position` (N,) is added: each row's place in the split. Every process of a multi-host run
-    gets all rows.
+    evenly spread; `examples` (N,) says which instead. Outputs named in `keep` are kept however large they
+    are. `position` (N,) is added: each row's place in the split. Every process of a multi-host run gets all
+    rows.
 
     Raises:
         ConfigError: the split is empty or `cfg.eval.batch_size` does not divide over the mesh.
@@ -50,12 +53,12 @@ def predict_split(
         raise ConfigError(
             f"{prepared.root}: split {split!r} of scheme {cfg.data.scheme!r} has no examples to predict"
         )
-    positions = spread(len(source), limit)
+    chosen = spread(len(source), limit) if examples is None else np.asarray(examples, np.int64)
+    wanted = _Wanted(features=False, predictions=keep)
     parts = [
-        small
-        for _, small in _predict(method, cfg, variables, source, positions, mesh, False, split, progress)
+        kept for _, kept in _predict(method, cfg, variables, source, chosen, mesh, wanted, split, progress)
     ]
-    return {**_joined(parts, len(positions)), "position": positions}
+    return {**_joined(parts, len(chosen)), "position": chosen}
 
 
 def predict_examples(
@@ -65,14 +68,22 @@ def predict_examples(
     prepared: PreparedFolder,
     split: str,
     mesh: Mesh,
-    positions: np.ndarray,
+    examples: np.ndarray,
 ) -> tuple[Rows, Rows]:
-    """Features (n, ...) and all predictions (n, ...) of the examples at (n,) `positions` of a split."""
+    """Features (n, ...) and all predictions (n, ...) of the (n,) `examples` of a split."""
     source = method.source(cfg, prepared, split, training=False)
-    positions = np.asarray(positions, np.int64)
-    parts = list(_predict(method, cfg, variables, source, positions, mesh, True, split, progress=False))
+    examples = np.asarray(examples, np.int64)
+    wanted = _Wanted(features=True, predictions=None)
+    parts = list(_predict(method, cfg, variables, source, examples, mesh, wanted, split, progress=False))
     features, predictions = ([part[side] for part in parts] for side in (0, 1))
-    return _joined(features, len(positions)), _joined(predictions, len(positions))
+    return _joined(features, len(examples)), _joined(predictions, len(examples))
+
+
+class _Wanted(NamedTuple):
+    """What a pass gives back: the features, and beside small predictions those named (None: all)."""
+
+    features: bool
+    predictions: tuple[str, ...] | None
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
@@ -87,23 +98,23 @@ def _predict(
     cfg: ml_collections.ConfigDict,
     variables: dict[str, Any],
     source: Any,
-    positions: np.ndarray,
+    examples: np.ndarray,
     mesh: Mesh,
-    everything: bool,
+    wanted: _Wanted,
     label: str,
     progress: bool,
 ) -> Iterator[tuple[Rows, Rows]]:
     """Batches of (features, predictions) as (processes, rows of one process, ...), padding removed.
 
-    Process p of P reads the positions p, p + P, ...: all have equally many, so that no process waits for a
-    batch that another does not have. Features are gathered only when `everything` is asked for.
+    Process p of P reads the examples p, p + P, ... of those asked for: all have equally many, so that no
+    process waits for a batch that another does not have.
     """
     processes, process = jax.process_count(), jax.process_index()
     if cfg.eval.batch_size % mesh.size or cfg.eval.batch_size % processes:
         raise ConfigError(
             f"config.eval.batch_size is {cfg.eval.batch_size}; expected a multiple of the {mesh.size} devices"
         )
-    padded = np.pad(positions, (0, -len(positions) % processes), mode="edge")
+    padded = np.pad(examples, (0, -len(examples) % processes), mode="edge")
     batches = eval_batches(
         source,
         batch_size=cfg.eval.batch_size // processes,
@@ -113,13 +124,13 @@ def _predict(
     frozen = ml_collections.FrozenConfigDict(cfg)
     names = method.features(cfg).keys()
     bar = tqdm(
-        total=len(positions), desc=f"predict {label}", unit="frame", disable=not progress or process > 0
+        total=len(examples), desc=f"predict {label}", unit="frame", disable=not progress or process > 0
     )
     with bar, jax.set_mesh(mesh):
         for local in batches:
             mask = local["mask"]
             batch = put_batch({name: local[name] for name in names}, mesh)
-            outputs = _predict_batch(method, frozen, everything, mesh, variables, batch)
+            outputs = _predict_batch(method, frozen, wanted, mesh, variables, batch)
             yield tuple(
                 {
                     name: np.asarray(value).reshape(processes, len(mask), *value.shape[1:])[:, mask]
@@ -134,7 +145,7 @@ def _predict(
 def _predict_batch(
     method: ModuleType,
     cfg: ml_collections.FrozenConfigDict,
-    everything: bool,
+    wanted: _Wanted,
     mesh: Mesh,
     variables: dict[str, Any],
     batch: dict[str, jax.Array],
@@ -145,18 +156,18 @@ def _predict_batch(
     """
     representations = method.model(cfg).apply(variables, batch, train=False)
     predictions = method.predict(cfg, representations, batch)
-    if everything:
-        kept = (batch, predictions)
-    else:
-        kept = (
-            {},
-            {name: v for name, v in predictions.items() if v.size // v.shape[0] <= MAX_ROW_SIZE},
-        )
+    if wanted.predictions is not None:
+        predictions = {
+            name: value
+            for name, value in predictions.items()
+            if value.size // value.shape[0] <= MAX_ROW_SIZE or name in wanted.predictions
+        }
+    kept = (batch if wanted.features else {}, predictions)
     return jax.lax.with_sharding_constraint(kept, NamedSharding(mesh, PartitionSpec()))
 
 
 def _joined(parts: list[Rows], count: int) -> Rows:
-    """Parts (processes, n, ...) → (count, ...) in the order of the positions."""
+    """Parts (processes, n, ...) → (count, ...) in the order of the examples asked for."""
     joined = {}
     for name in parts[0]:
         whole = np.concatenate([part[name] for part in parts], axis=1)
