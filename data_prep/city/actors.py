@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 
 from data_prep.city.classes import Label
-from data_prep.city.drives import KEYFRAME_SECONDS, Log, drive_route
+from data_prep.city.drives import Log, drive_route
 from data_prep.city.furniture import CAR_COLOURS
 from data_prep.city.streets import StreetGraph
 from data_prep.city.world import KERB_HEIGHT, World
@@ -75,8 +75,7 @@ EGO_SIZE = (4.4, 1.9)  # m; the ego frame is near its middle
 
 def plan_actors(world: World, log: Log, rng: np.random.Generator) -> list[Actor]:
     """Everybody who moves near the recording vehicle during one drive."""
-    seconds = sum(scene.keyframes for scene in log.scenes) * KEYFRAME_SECONDS
-    time = np.arange(-0.6, seconds + 0.6, SAMPLING)
+    time = np.arange(-0.6, log.seconds + 0.6, SAMPLING)
     ego = log.trajectory.pose(time)
     vehicles, taken = _plan_vehicles(world, log, ego, time, rng)
     return vehicles + _plan_walkers(world, ego, time, taken, rng)

@@ -1,5 +1,6 @@
 """Drives: routes that cover a district, revisits on other dates, and the vehicle's pose at any time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -63,6 +64,12 @@ class Log:
     scenes: list[Scene]
     start: int  # µs since 1970
     date: str  # YYYY-MM-DD
+    frame_seconds: float = KEYFRAME_SECONDS  # from one keyframe to the next
+
+    @property
+    def seconds(self) -> float:
+        """How long the drive records."""
+        return sum(scene.keyframes for scene in self.scenes) * self.frame_seconds
 
 
 def plan_logs(world: World, size: CitySize, seed: int, taken: dict[str, int]) -> list[Log]:
@@ -245,12 +252,17 @@ def lane_offset(street: Street, lane: int) -> float:
 
 
 def drive_route(
-    world: World, route: list[int], seconds: float, rng: np.random.Generator, lane: int | None = None
+    world: World,
+    route: list[int],
+    seconds: float,
+    rng: np.random.Generator,
+    lane: int | None = None,
+    offsets: Sequence[float] | None = None,
 ) -> Trajectory:
     """Drive along the nodes `route` for `seconds`, on the own side of each street, in smooth curves.
 
-    `lane` is 0 or 1: see Log; chosen at random when it is None. Raises RuntimeError where the route is too
-    short.
+    `lane` is 0 or 1: see Log; chosen at random when it is None. `offsets`, one a street, say instead how many
+    metres from the centre line it is driven. Raises RuntimeError where the route is too short.
     """
     graph = world.graph
     sign = 1.0 if world.drives_on_left else -1.0
@@ -269,7 +281,7 @@ def drive_route(
             # A turn over the other lane is wide; one around the own kerb is tight, not to cut the corner.
             room = 2.5 if turn * sign > 0.3 else 4.5
             trims.append(min(graph.setback(number, node) + room, 0.46 * length))
-        offset = sign * lane_offset(graph.streets[number], lane)
+        offset = sign * (lane_offset(graph.streets[number], lane) if offsets is None else offsets[k])
         distance = np.linspace(trims[0], length - trims[1], max(2, int(length / 2)))
         points, directions = graph.leaving(number, route[k], distance)
         points = points + offset * left_of(directions)

@@ -16,20 +16,22 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 from tqdm import tqdm
 
-from data_prep.city import write_argoverse
+from data_prep.city import write_argoverse, write_kitti, write_kitti360
 from data_prep.city.drives import Log, Scene, plan_logs
+from data_prep.city.loops import LoopDrive, plan_loops
 from data_prep.city.recording import NUSCENES, Box, Layout, log_light, log_rig, record_scene
-from data_prep.city.sizes import SIZES
+from data_prep.city.sizes import SIZE_TABLES, SIZES
 from data_prep.city.world import World, build_world
 from data_prep.city.write_nuscenes import TableWriter, make_folders, write_map
 from data_prep.city.write_osm import write_osm
 from data_prep.errors import InputError
 
 CITY_VERSION = 2  # raise it with every change that alters a byte of what is written
-FORMATS = ("nuscenes", "osm", "argoverse")
+FORMATS = ("nuscenes", "osm", "argoverse", "kitti", "kitti360")
 DEFAULT_FORMATS = ("nuscenes", "osm")
 MARKER = "BUILT-IN-CITY.json"
 UNFINISHED = ".city-unfinished"
@@ -45,8 +47,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--formats",
         default=",".join(DEFAULT_FORMATS),
-        help=f"comma-separated, of: {', '.join(FORMATS)}; default: {','.join(DEFAULT_FORMATS)}. argoverse "
-        "has towns of its own, with their OpenStreetMap files",
+        help=f"comma-separated, of: {', '.join(FORMATS)}; default: {','.join(DEFAULT_FORMATS)}. argoverse, "
+        "kitti and kitti360 have towns of their own, argoverse with their OpenStreetMap files",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed is another city")
     parser.add_argument("--workers", type=int, default=None, help="processes; default: one per usable core")
@@ -69,9 +71,8 @@ def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, wor
     A format that is there already is left alone when it was made with the same settings; InputError when it
     was not, or when the folder was not made by the city.
     """
-    settings = {"city_version": CITY_VERSION, "size": size_name, "seed": seed, **asdict(SIZES[size_name])}
-    settings = json.loads(json.dumps(settings))
-    missing = [name for name in formats if not _finished(out / name, settings)]
+    settings = {name: _settings(name, size_name, seed) for name in formats}
+    missing = [name for name in formats if not _finished(out / name, settings[name])]
     for name in formats:
         if name not in missing:
             print(f"{out / name}: already there, made with the same settings")
@@ -83,13 +84,14 @@ def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, wor
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        _write(partial, missing, size_name, seed, workers)
+        told = _write(partial, missing, size_name, seed, workers)
         for name in missing:
             marker = {
                 "what": "the built-in city of placerec_jax: generated, not recorded. "
                 f"No figure from it is a figure on {_REAL_NAME[name]}.",
                 "format": name,
-                "settings": settings,
+                "settings": settings[name],
+                **told.get(name, {}),
             }
             (partial / name / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
             (partial / name).rename(out / name)
@@ -100,7 +102,20 @@ def generate(out: Path, size_name: str, formats: tuple[str, ...], seed: int, wor
     )
 
 
-_REAL_NAME = {"nuscenes": "nuScenes", "osm": "OpenStreetMap", "argoverse": "Argoverse"}
+_REAL_NAME = {
+    "nuscenes": "nuScenes",
+    "osm": "OpenStreetMap",
+    "argoverse": "Argoverse",
+    "kitti": "KITTI",
+    "kitti360": "KITTI-360",
+}
+
+
+def _settings(name: str, size_name: str, seed: int) -> dict:
+    """What decides about the content of a format, as JSON gives it back."""
+    size = SIZE_TABLES.get(name, SIZES)[size_name]
+    settings = {"city_version": CITY_VERSION, "size": size_name, "seed": seed, **asdict(size)}
+    return json.loads(json.dumps(settings))
 
 
 def _finished(folder: Path, settings: dict) -> bool:
@@ -135,16 +150,48 @@ def plan(size_name: str, seed: int, locations: Sequence[str] = ()) -> Iterator[t
         yield world, plan_logs(world, SIZES[size_name], seed, taken)
 
 
-def _write(root: Path, formats: list[str], size_name: str, seed: int, workers: int) -> None:
+def _write(root: Path, formats: list[str], size_name: str, seed: int, workers: int) -> dict[str, dict]:
+    """Write the formats; what the marker of each of them says beside its settings."""
+    told = {}
+    for name, writer in _LOOP_WRITERS.items():
+        if name in formats:
+            told[name] = _write_loops(root / name, writer, size_name, seed, workers)
     if "argoverse" in formats:
         _write_argoverse(root / "argoverse", size_name, seed, workers)
-    if formats == ["argoverse"]:
-        return
+    if not {"nuscenes", "osm"} & set(formats):
+        return told
     towns = list(plan(size_name, seed))
     if "osm" in formats:
         _write_osm_files(root / "osm", towns)
     if "nuscenes" in formats:
         _write_nuscenes(root / "nuscenes", towns, size_name, seed, workers)
+    return told
+
+
+_LOOP_WRITERS = {"kitti": write_kitti, "kitti360": write_kitti360}
+
+
+def plan_sequences(name: str, size_name: str, seed: int) -> list[tuple[World, list[LoopDrive]]]:
+    """Every town of KITTI's or KITTI-360's format, `name`, with its drives."""
+    writer = _LOOP_WRITERS[name]
+    size = writer.LAYOUT.size(size_name)
+    numbers = writer.Numbers()
+    worlds = [build_world(location, size, seed) for location in size.locations]
+    return [(world, plan_loops(world, size, seed, numbers, writer.DATE)) for world in worlds]
+
+
+def _write_loops(root: Path, writer: ModuleType, size_name: str, seed: int, workers: int) -> dict:
+    towns = plan_sequences(writer.LAYOUT.sizes, size_name, seed)
+    drives = [(world, drive) for world, of_town in towns for drive in of_town]
+    writer.make_folders(root, [drive for _, drive in drives])
+    _record(root, towns, size_name, seed, workers, writer.LAYOUT)
+    rigs = [log_rig(drive, size_name, seed, writer.LAYOUT) for _, drive in drives]
+    writer.write_calibration(root, rigs[0])
+    loops = {
+        drive.sequence: writer.write_drive(root, world, drive, rig, seed)
+        for (world, drive), rig in zip(drives, rigs, strict=True)
+    }
+    return {"sequences": {drive.sequence: drive.district for _, drive in drives}, "loops": loops}
 
 
 def _write_osm_files(folder: Path, towns: list[tuple[World, list[Log]]]) -> None:
@@ -185,7 +232,7 @@ def _write_nuscenes(
 
 def _record(
     root: Path,
-    towns: list[tuple[World, list[Log]]],
+    towns: Sequence[tuple[World, Sequence[Log]]],
     size_name: str,
     seed: int,
     workers: int,

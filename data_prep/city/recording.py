@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.city.actors import STANDING_SPEED, Actor, plan_actors
 from data_prep.city.classes import Label, instance_id
-from data_prep.city.drives import KEYFRAME_SECONDS, Log, Scene
+from data_prep.city.drives import Log, Scene
 from data_prep.city.furniture import Car, add_cars, park_cars
 from data_prep.city.light import Light, draw_light, in_season
 from data_prep.city.living import Stage, View
@@ -32,13 +32,17 @@ from data_prep.city.sensors import (
     scan,
 )
 from data_prep.city.shading import Shader, develop
-from data_prep.city.sizes import SIZES
+from data_prep.city.sizes import SIZE_TABLES, CitySize
 from data_prep.city.surroundings import Surroundings, survey
 from data_prep.city.world import World, build_world, location_rng
 
 VIEW = 260.0  # m around a drive: what stands farther away is not rendered
 ANNOTATION_RANGE = 50.0  # m
 JPEG_QUALITY = 92
+_IMAGE_OPTIONS = {
+    ".jpg": [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
+    ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3],
+}
 RAYS_AT_ONCE = 2**17  # so that the arrays of shading stay in the cache, and large images in memory
 
 
@@ -64,13 +68,30 @@ class Instruments:
     actors: list[Actor]
 
 
+class Instant(NamedTuple):
+    """When something was recorded."""
+
+    frame: int  # number of the keyframe within its log
+    time: int  # µs since 1970
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one format records. It goes to other processes: its functions must be those of a module."""
 
     rig: RigPlan
-    image_file: Callable[[Log, str, int], str]  # log, camera, µs → path below the root
-    write_sweep: Callable[[Path, Log, Rig, int, np.ndarray], None]  # root, log, rig, µs, (M, 5) LiDAR frame
+    image_file: Callable[[Log, str, Instant], str]  # log, camera, when → path below the root
+    write_sweep: Callable[[Path, Log, Rig, Instant, np.ndarray], None]  # below the root, (M, 5) LiDAR frame
+    sizes: str = "keyframes"  # which of SIZE_TABLES its towns have
+    one_calibration: bool = False  # for all drives; otherwise each date has its own
+    finds_boxes: bool = True
+    turns: bool = False
+    """Whether the LiDAR turns once a frame, to the left, looking ahead at its timestamp, so that the car's
+    motion is in its sweeps; otherwise they are snapshots."""
+
+    def size(self, name: str) -> CitySize:
+        """The size of its towns and recordings that `--size` names."""
+        return SIZE_TABLES[self.sizes][name]
 
 
 def file_name(log: Log, channel: str, timestamp: int) -> str:
@@ -79,17 +100,22 @@ def file_name(log: Log, channel: str, timestamp: int) -> str:
     return f"samples/{channel}/{log_file(log)}__{channel}__{timestamp}.{ending}"
 
 
-def _write_sweep(root: Path, log: Log, rig: Rig, timestamp: int, points: np.ndarray) -> None:
-    points.tofile(root / file_name(log, "LIDAR_TOP", timestamp))
+def _image_file(log: Log, channel: str, instant: Instant) -> str:
+    return file_name(log, channel, instant.time)
 
 
-NUSCENES = Layout(NUSCENES_RIG, file_name, _write_sweep)
+def _write_sweep(root: Path, log: Log, rig: Rig, instant: Instant, points: np.ndarray) -> None:
+    points.tofile(root / file_name(log, "LIDAR_TOP", instant.time))
+
+
+NUSCENES = Layout(NUSCENES_RIG, _image_file, _write_sweep)
 
 
 def log_rig(log: Log, size_name: str, seed: int, layout: Layout = NUSCENES) -> Rig:
-    """The calibration of one date."""
-    rng = location_rng(seed, log.location, 2, log.number)
-    return make_rig(layout.rig.image_size(SIZES[size_name].image_size[0]), rng, layout.rig)
+    """The calibration of one date, or of all where the format has one for all."""
+    place, number = ("everywhere", 0) if layout.one_calibration else (log.location, log.number)
+    rng = location_rng(seed, place, 2, number)
+    return make_rig(layout.rig.image_size(layout.size(size_name).image_size[0]), rng, layout.rig)
 
 
 def log_light(log: Log, seed: int, cameras: int = 6) -> Light:
@@ -101,8 +127,7 @@ def log_light(log: Log, seed: int, cameras: int = 6) -> Light:
 def instruments(world: World, log: Log, size_name: str, seed: int, layout: Layout = NUSCENES) -> Instruments:
     """The calibration, the light, the traffic and the parked cars of one date."""
     actors = plan_actors(world, log, location_rng(seed, log.location, 7, log.number))
-    keyframes = sum(scene.keyframes for scene in log.scenes)
-    path = log.trajectory.pose(np.arange(-0.5, keyframes * KEYFRAME_SECONDS, 0.1))[:, :2]
+    path = log.trajectory.pose(np.arange(-0.5, log.seconds, 0.1))[:, :2]
     paths = [(path, 2.05)] + [_berth(actor) for actor in actors if actor.kind in ("car", "truck", "bus")]
     parked = park_cars(world.graph, world.crossings, paths, location_rng(seed, log.location, 4, log.number))
     rig = log_rig(log, size_name, seed, layout)
@@ -127,7 +152,7 @@ def timestamps(log: Log, scene: Scene, rig: Rig, seed: int) -> np.ndarray:
     keyframe = scene.first + np.arange(scene.keyframes)
     lidar = (
         log.start
-        + (keyframe * KEYFRAME_SECONDS * 1e6).astype(np.int64)
+        + (keyframe * log.frame_seconds * 1e6).astype(np.int64)
         + rng.integers(-900, 900, len(keyframe))
     )
     delays = np.array([camera.delay for camera in rig.cameras]) * 1e6
@@ -168,7 +193,7 @@ def scene_mesh(world: World, log: Log, scene: Scene, cars: list[Car]) -> Mesh:
 
 def scene_extent(log: Log, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """The corners (2,) of the box around one scene that is rendered, map frame."""
-    times = (scene.first + np.arange(scene.keyframes)) * KEYFRAME_SECONDS
+    times = (scene.first + np.arange(scene.keyframes)) * log.frame_seconds
     path = log.trajectory.pose(times)[:, :2]
     return path.min(0) - VIEW, path.max(0) + VIEW
 
@@ -186,8 +211,8 @@ def scene_surroundings(world: World, log: Log, scene: Scene) -> Surroundings:
 
 
 @lru_cache(maxsize=1)
-def _world(location: str, size_name: str, seed: int) -> World:
-    return build_world(location, SIZES[size_name], seed)
+def _world(location: str, sizes: str, size_name: str, seed: int) -> World:
+    return build_world(location, SIZE_TABLES[sizes][size_name], seed)
 
 
 @dataclass(frozen=True)
@@ -206,7 +231,7 @@ class _Drive:
 @lru_cache(maxsize=1)
 def _instruments(drive: _Drive) -> Instruments:
     """As `instruments`; the scenes of one log mostly come to a process one after another."""
-    world = _world(drive.location, drive.size_name, drive.seed)
+    world = _world(drive.location, drive.layout.sizes, drive.size_name, drive.seed)
     return instruments(world, drive.log, drive.size_name, drive.seed, drive.layout)
 
 
@@ -215,36 +240,41 @@ def record_scene(
 ) -> list[list[Box]]:
     """Render one scene and write its images and point clouds below `root`.
 
-    Returns the boxes of each keyframe. Depends on nothing but its arguments.
+    Returns the boxes of each keyframe, none where the format has none. Depends on nothing but its arguments.
     """
-    world = _world(log.location, size_name, seed)
+    world = _world(log.location, layout.sizes, size_name, seed)
     own = _instruments(
         _Drive(log.location, log.number, size_name, seed, tuple(layout.rig.cameras), log, layout)
     )
     rng = location_rng(seed, log.location, 6, log.number, scene.first)
     times = timestamps(log, scene, own.rig, seed)
     stage = scene_stage(world, log, scene, own)
-    shader = Shader(
-        own.light, 1.0 / own.rig.cameras[1].intrinsics[0, 0], scene_surroundings(world, log, scene)
-    )
+    focal = own.rig.cameras[min(1, len(own.rig.cameras) - 1)].intrinsics[0, 0]
+    shader = Shader(own.light, 1.0 / focal, scene_surroundings(world, log, scene))
     rays = [camera.rays() for camera in own.rig.cameras]
-    directions, rings = lidar_directions(SIZES[size_name].lidar_azimuths)
+    directions, rings = lidar_directions(layout.size(size_name).lidar_azimuths, layout.rig.beams)
     boxes = []
-    for keyframe in times:
+    for frame, keyframe in enumerate(times, scene.first):
         poses = map_poses(world, log, keyframe, layout.rig)
         seconds = (keyframe - log.start) / 1e6
         for index, camera in enumerate(own.rig.cameras):
             pose, time = poses[index + 1], float(seconds[index + 1])
             colour = photograph(stage, shader, camera, rays[index], pose, time)
             image = develop(colour, float(own.light.exposure[index]), own.light.noise, rng)
-            path = root / layout.image_file(log, camera.channel, keyframe[index + 1])
-            if not cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
+            path = root / layout.image_file(log, camera.channel, Instant(frame, keyframe[index + 1]))
+            if not cv2.imwrite(str(path), image[..., ::-1], _IMAGE_OPTIONS[path.suffix]):
                 raise OSError(f"{path}: the image could not be written; is the disk full?")
         map_T_lidar = poses[0] @ own.rig.ego_T_lidar
         view = stage.at(float(seconds[0]), map_T_lidar[:3, 3])
-        points, _, instance = scan(view, map_T_lidar, directions, rings, rng)
-        layout.write_sweep(root, log, own.rig, keyframe[0], points)
-        boxes.append(find_boxes(stage, view, own.cars, float(seconds[0]), map_T_lidar, instance))
+        rays_from = map_T_lidar
+        if layout.turns:
+            late = np.arctan2(directions[:, 1], directions[:, 0]) / (2 * np.pi) * log.frame_seconds
+            moving = map_poses(world, log, keyframe[0] + (late * 1e6).astype(np.int64), layout.rig)
+            rays_from = moving @ own.rig.ego_T_lidar
+        points, _, instance = scan(view, rays_from, directions, rings, rng)
+        layout.write_sweep(root, log, own.rig, Instant(frame, keyframe[0]), points)
+        if layout.finds_boxes:
+            boxes.append(find_boxes(stage, view, own.cars, float(seconds[0]), map_T_lidar, instance))
     return boxes
 
 

@@ -1,8 +1,8 @@
-"""The vehicle's sensors: cameras and a 32-beam LiDAR, by default mounted and calibrated like nuScenes'.
+"""The vehicle's sensors: cameras and a LiDAR, by default mounted and calibrated like nuScenes'.
 
 Every ray is cast by Embree. Camera frames: z forward, x right, y down. A pixel (column i, row j) covers the
 square from (i, j) to (i + 1, j + 1), so that intrinsics scale with the image size; its ray goes through (i
-+ 0.5, j + 0.5). LiDAR frame: x right, y forward, z up, as in nuScenes.
++ 0.5, j + 0.5). LiDAR frame: z up; x right and y forward as in nuScenes, or as the plan of the rig turns it.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ class Mount(NamedTuple):
     position: tuple[float, float, float]  # in the ego frame
     yaw: float  # degrees, left positive
     delay: float  # seconds of the exposure before the end of the LiDAR's sweep
+    pitch: float = 0.0  # degrees, up positive
 
 
 # Order and delays follow the sweep of the LiDAR past the cameras.
@@ -34,8 +35,7 @@ CAMERAS: dict[str, Mount] = {
     "CAM_BACK": Mount(809.2, (829.2, 481.8), (0.03, 0.0, 1.58), 180.0, 0.010),
     "CAM_BACK_LEFT": Mount(1256.7, (792.1, 492.8), (1.04, 0.48, 1.59), 110.0, 0.001),
 }
-LIDAR_BEAMS = 32
-LIDAR_ELEVATION = (-30.67, 10.67)  # degrees, of the lowest and the highest beam
+NUSCENES_BEAMS = tuple(np.linspace(-30.67, 10.67, 32).tolist())  # degrees of elevation
 LIDAR_RANGE = 80.0  # m
 LIDAR_NOISE = 0.015  # m, standard deviation of a range
 LIDAR_LOSS = 0.03  # share of returns that are lost
@@ -64,6 +64,8 @@ class RigPlan:
     cameras: dict[str, Mount]
     lidar_position: tuple[float, float, float]  # in the ego frame
     ego_height: float  # m of the ego frame's origin above the ground
+    beams: tuple[float, ...] = NUSCENES_BEAMS  # elevation of each of the LiDAR's, in degrees
+    lidar_yaw: float = -90.0  # degrees from the ego's x axis to the LiDAR's
 
     def image_size(self, width: int) -> tuple[int, int]:
         """Width and height of images that are so wide."""
@@ -106,6 +108,12 @@ def yaw_matrix(yaw: float) -> np.ndarray:
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
+def pitch_matrix(pitch: float) -> np.ndarray:
+    """(3, 3) rotation that lifts the x axis by `pitch` radians."""
+    cos, sin = np.cos(pitch), np.sin(pitch)
+    return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+
+
 def _small_rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
     """(3, 3) rotation by small normal angles about all three axes (Rodrigues)."""
     vector = rng.normal(0, np.radians(degrees), 3)
@@ -127,11 +135,12 @@ def make_rig(image_size: tuple[int, int], rng: np.random.Generator, plan: RigPla
         centre = (np.array(mount.centre) + rng.normal(0, 6, 2)) * scale
         intrinsics = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
         pose = np.eye(4)
-        pose[:3, :3] = yaw_matrix(np.radians(mount.yaw)) @ _small_rotation(rng, 0.25) @ optical
+        facing = yaw_matrix(np.radians(mount.yaw)) @ pitch_matrix(np.radians(mount.pitch))
+        pose[:3, :3] = facing @ _small_rotation(rng, 0.25) @ optical
         pose[:3, 3] = np.array(mount.position) + rng.normal(0, 0.008, 3)
         cameras.append(Camera(channel, intrinsics, pose, mount.delay, image_size))
     lidar = np.eye(4)
-    lidar[:3, :3] = yaw_matrix(-np.pi / 2) @ _small_rotation(rng, 0.2)
+    lidar[:3, :3] = yaw_matrix(np.radians(plan.lidar_yaw)) @ _small_rotation(rng, 0.2)
     lidar[:3, 3] = np.array(plan.lidar_position) + rng.normal(0, 0.008, 3)
     return Rig(cameras, lidar)
 
@@ -175,16 +184,17 @@ def camera_rays(
     return origins, rays @ map_T_ego[:3, :3].T.astype(np.float32)
 
 
-def lidar_directions(azimuths: int) -> tuple[np.ndarray, np.ndarray]:
-    """(32 · azimuths, 3) unit directions in the LiDAR frame and the ring number of each."""
+def lidar_directions(
+    azimuths: int, beams: tuple[float, ...] = NUSCENES_BEAMS
+) -> tuple[np.ndarray, np.ndarray]:
+    """(beams · azimuths, 3) unit directions in the LiDAR frame and the ring number of each."""
     azimuth = np.arange(azimuths) * (2 * np.pi / azimuths)
-    beams = np.radians(np.linspace(*LIDAR_ELEVATION, LIDAR_BEAMS))
-    elevation = np.repeat(beams, azimuths)
-    azimuth = np.tile(azimuth, LIDAR_BEAMS)
+    elevation = np.repeat(np.radians(beams), azimuths)
+    azimuth = np.tile(azimuth, len(beams))
     directions = np.stack(
         [np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), np.sin(elevation)], 1
     )
-    return directions, np.repeat(np.arange(LIDAR_BEAMS), azimuths)
+    return directions, np.repeat(np.arange(len(beams)), azimuths)
 
 
 def scan(
@@ -194,14 +204,17 @@ def scan(
     rings: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One LiDAR sweep, as if taken at one instant.
+    """One LiDAR sweep from one pose (4, 4), as if taken at one instant, or from one for each ray (N, 4, 4).
 
     Returns (M, 5) float32 x, y, z, intensity, ring in the LiDAR frame, and (M,) the semantic class and (M,)
     the instance that each point is on (classes.py).
     """
     mesh = caster.mesh
-    origin = (map_T_lidar[:3, 3] - np.append(mesh.centre, 0.0)).astype(np.float32)
-    rays = (directions @ map_T_lidar[:3, :3].T).astype(np.float32)
+    origin = (map_T_lidar[..., :3, 3] - np.append(mesh.centre, 0.0)).astype(np.float32)
+    if map_T_lidar.ndim == 2:
+        rays = (directions @ map_T_lidar[:3, :3].T).astype(np.float32)
+    else:
+        rays = np.einsum("nij,nj->ni", map_T_lidar[:, :3, :3], directions).astype(np.float32)
     hits = caster.cast(np.broadcast_to(origin, rays.shape).copy(), rays)
     kept = (hits.triangle >= 0) & (hits.distance < LIDAR_RANGE) & (rng.random(len(rays)) > LIDAR_LOSS)
     triangle = hits.triangle[kept]

@@ -17,16 +17,18 @@ workers; each of them also builds its towns, 2 to 7 s each.
 in 3.5 hours.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from data_prep import geodesy
 
 # The ground (x, y), in metres from the origin of a location's map frame, that its town may use. MIA and PIT
-# are Argoverse's cities, whose frames have no edges.
+# are Argoverse's cities, whose frames have no edges, nor have those of KITTI's and KITTI-360's town.
 CANVASES: dict[str, tuple[float, float]] = {
     **geodesy.SIZES,
     "MIA": (2400.0, 3200.0),
     "PIT": (3200.0, 2400.0),
+    **{f"karlsruhe-{part}": (2400.0, 2000.0) for part in ("east", "west", "north", "south")},
 }
 
 
@@ -48,6 +50,14 @@ class CitySize:
     image_size: tuple[int, int]  # width, height
     lidar_azimuths: int  # per turn, times 32 beams
     scene_keyframes: int  # per scene, at 2 Hz
+
+
+@dataclass(frozen=True)
+class LoopSize(CitySize):
+    """As CitySize, of towns that are driven in sequences with a keyframe for each turn of the LiDAR."""
+
+    sequences: dict[str, int]  # of each district of every town, which share its keyframes
+    frame_seconds: float = 0.1
 
 
 _ALL_TOWNS = ("boston-seaport", "singapore-onenorth", "singapore-hollandvillage", "singapore-queenstown")
@@ -101,4 +111,91 @@ SIZES: dict[str, CitySize] = {
         lidar_azimuths=1080,
         scene_keyframes=40,
     ),
+}
+
+# KITTI odometry. A third of its image width, 414 pixels, turns the crop of 1152x384 into 384x128.
+KITTI_SIZES: dict[str, LoopSize] = {
+    "tiny": LoopSize(
+        locations=("karlsruhe-east",),
+        districts={
+            "train": DistrictSize((170.0, 150.0), 150),
+            "val": DistrictSize((120.0, 110.0), 150),
+            "test": DistrictSize((120.0, 110.0), 150),
+        },
+        block_area=1600.0,
+        image_size=(138, 42),
+        lidar_azimuths=120,
+        scene_keyframes=75,
+        sequences={"train": 1, "val": 1, "test": 1},
+        frame_seconds=0.25,
+    ),
+    "small": LoopSize(
+        locations=("karlsruhe-east",),
+        districts={
+            "train": DistrictSize((400.0, 340.0), 1800),
+            "val": DistrictSize((200.0, 180.0), 450),
+            "test": DistrictSize((360.0, 320.0), 1770),
+        },
+        block_area=3000.0,
+        image_size=(414, 125),
+        lidar_azimuths=400,
+        scene_keyframes=100,
+        sequences={"train": 4, "val": 1, "test": 3},
+        frame_seconds=0.14,
+    ),
+    "medium": LoopSize(
+        locations=("karlsruhe-east", "karlsruhe-west"),
+        districts={
+            "train": DistrictSize((640.0, 560.0), 7500),
+            "val": DistrictSize((300.0, 260.0), 1000),
+            "test": DistrictSize((420.0, 360.0), 4500),
+        },
+        block_area=5000.0,
+        image_size=(621, 188),
+        lidar_azimuths=1000,
+        scene_keyframes=100,
+        sequences={"train": 5, "val": 1, "test": 3},
+    ),
+    "large": LoopSize(
+        locations=("karlsruhe-east", "karlsruhe-west"),
+        districts={
+            "train": DistrictSize((960.0, 900.0), 16000),
+            "val": DistrictSize((380.0, 340.0), 3000),
+            "test": DistrictSize((460.0, 420.0), 8000),
+        },
+        block_area=7000.0,
+        image_size=(1242, 375),
+        lidar_azimuths=2000,
+        scene_keyframes=100,
+        sequences={"train": 5, "val": 1, "test": 3},
+    ),
+}
+
+# KITTI-360: other towns, with the same drives, for what was trained on KITTI's.
+KITTI360_SIZES: dict[str, LoopSize] = {
+    "tiny": replace(KITTI_SIZES["tiny"], locations=("karlsruhe-north",), image_size=(156, 42)),
+    "small": replace(
+        KITTI_SIZES["small"],
+        locations=("karlsruhe-north",),
+        districts={
+            "train": DistrictSize((200.0, 180.0), 450),
+            "val": DistrictSize((200.0, 180.0), 450),
+            "test": DistrictSize((360.0, 320.0), 1770),
+        },
+        image_size=(469, 125),
+        sequences={"train": 1, "val": 1, "test": 3},
+    ),
+    "medium": replace(
+        KITTI_SIZES["medium"], locations=("karlsruhe-north", "karlsruhe-south"), image_size=(704, 188)
+    ),
+    "large": replace(
+        KITTI_SIZES["large"], locations=("karlsruhe-north", "karlsruhe-south"), image_size=(1408, 376)
+    ),
+}
+
+# By the name that a layout of recording.py says.
+SIZE_TABLES: dict[str, Mapping[str, CitySize]] = {
+    "keyframes": SIZES,
+    "kitti": KITTI_SIZES,
+    "kitti360": KITTI360_SIZES,
 }

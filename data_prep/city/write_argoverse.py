@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from data_prep import rasterize
 from data_prep.city.drives import Log, Scene
-from data_prep.city.recording import Box, Layout, log_file, map_poses, timestamps
+from data_prep.city.recording import Box, Instant, Layout, log_file, map_poses, timestamps
 from data_prep.city.sensors import Mount, Rig, RigPlan
 from data_prep.city.world import World
 from placerec_jax.ops import rigid
@@ -64,11 +64,11 @@ def log_folder(log: Log) -> str:
     return f"argoverse-tracking/{split}/{log_file(log)}"
 
 
-def _image_file(log: Log, channel: str, timestamp: int) -> str:
-    return f"{log_folder(log)}/{channel}/{channel}_{timestamp}000.jpg"
+def _image_file(log: Log, channel: str, instant: Instant) -> str:
+    return f"{log_folder(log)}/{channel}/{channel}_{instant.time}000.jpg"
 
 
-def _write_sweep(root: Path, log: Log, rig: Rig, timestamp: int, points: np.ndarray) -> None:
+def _write_sweep(root: Path, log: Log, rig: Rig, instant: Instant, points: np.ndarray) -> None:
     """Binary PLY, the points in the ego frame."""
     xyz = points[:, :3].astype(np.float64) @ rig.ego_T_lidar[:3, :3].T + rig.ego_T_lidar[:3, 3]
     record = np.empty(len(points), _POINT)
@@ -79,7 +79,7 @@ def _write_sweep(root: Path, log: Log, rig: Rig, timestamp: int, points: np.ndar
         f"property {'float' if name in 'xyz' else 'uchar'} {name}\n" for name in _POINT.names or ()
     )
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
-    path = root / log_folder(log) / "lidar" / f"PC_{timestamp}000.ply"
+    path = root / log_folder(log) / "lidar" / f"PC_{instant.time}000.ply"
     path.write_bytes(header.encode("ascii") + record.tobytes())
 
 
