@@ -86,7 +86,7 @@ class Layout:
     one_calibration: bool = False  # for all drives; otherwise each date has its own
     finds_boxes: bool = True
     turns: bool = False
-    """Whether the LiDAR turns once a frame, to the left, looking ahead at its timestamp, so that the car's
+    """Whether the LiDAR turns once a frame, to the right, looking ahead at its timestamp, so that the car's
     motion is in its sweeps; otherwise they are snapshots."""
 
     def size(self, name: str) -> CitySize:
@@ -268,8 +268,8 @@ def record_scene(
         view = stage.at(float(seconds[0]), map_T_lidar[:3, 3])
         rays_from = map_T_lidar
         if layout.turns:
-            late = np.arctan2(directions[:, 1], directions[:, 0]) / (2 * np.pi) * log.frame_seconds
-            moving = map_poses(world, log, keyframe[0] + (late * 1e6).astype(np.int64), layout.rig)
+            early = np.arctan2(directions[:, 1], directions[:, 0]) / (2 * np.pi) * log.frame_seconds
+            moving = map_poses(world, log, keyframe[0] - (early * 1e6).astype(np.int64), layout.rig)
             rays_from = moving @ own.rig.ego_T_lidar
         points, _, instance = scan(view, rays_from, directions, rings, rng)
         layout.write_sweep(root, log, own.rig, Instant(frame, keyframe[0]), points)
