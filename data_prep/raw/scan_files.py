@@ -66,8 +66,8 @@ def images_of(
     if missing:
         raise InputError(
             f"{folder}: expected a PNG image of each of {len(frame_ids)} scans, found none of {len(missing)} "
-            f"of them, the first being frame {missing[0]}. Unpack the images of this sequence whole, or move "
-            "the folder away to read scans alone."
+            f"of them, the first being frame {missing[0]}. Unpack the images of this sequence whole, or read "
+            "scans alone (--camera none)."
         )
     width, height = size or png_size(files[frame_ids[0]])
     return {i: ScanImage(files[i], width, height, intrinsics, camera_T_lidar) for i in frame_ids}

@@ -185,6 +185,15 @@ def test_damaged_text_names_the_file_and_the_place(tree, file, change, message):
     assert str(caught.value).startswith(str(tree.dataset / file))
 
 
+def test_a_late_scan_without_a_pose_among_few_scans(tree):
+    """Two scans and five poses: it is the number that counts."""
+    for frame in range(4):
+        (tree.sequence() / "velodyne" / f"{frame:06d}.bin").unlink()
+    broken(tree, POSES, lambda t: "\n".join(t.splitlines()[:-1]))
+    with pytest.raises(InputError, match=r"03\.txt: .*000005\.bin: poses fewer than scans"):
+        kitti.read_sequences(tree.root)
+
+
 def test_a_mirror_is_no_rotation(tree):
     broken(tree, CALIB, lambda t: t.partition("Tr:")[0] + "Tr: 0 1 0 0 0 0 -1 0 1 0 0 0")
     with pytest.raises(InputError, match="expected a rotation"):
