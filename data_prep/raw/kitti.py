@@ -98,8 +98,8 @@ def lidar_poses(camera_poses: np.ndarray, camera0_T_lidar: np.ndarray) -> np.nda
 def read_camera0_T_lidar(path: Path) -> np.ndarray:  # noqa: N802 (frames name transforms)
     """(4, 4) float64 rectified camera 0 ← LiDAR, of a sequence's `calib.txt`."""
     remedy = (
-        "Without the transform from the LiDAR to the camera, poses of the LiDAR are not known. The archives of "
-        "images come with a calib.txt that lacks it: unpack data_odometry_calib.zip over them."
+        "Without the transform from the LiDAR to the camera, poses of the LiDAR are not known. The archives "
+        "of images come with a calib.txt that lacks it: unpack data_odometry_calib.zip over them."
     )
     tr = matrix_of(read_keys(path, _CALIB_ARCHIVE), "Tr", (3, 4), path, remedy)
     return rigid_matrices(tr.reshape(1, 12), path, _CALIB_ARCHIVE)[0]
