@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import geodesy, images, maploc
+from data_prep import geodesy, images, option_types
 from data_prep.errors import InputError
 from data_prep.raw import argoverse, nuscenes
 
@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--version", help="e.g. v1.0-trainval; default: the only one in the root")
     parser.add_argument(
         "--workers",
-        type=maploc.positive,
+        type=option_types.positive,
         default=os.cpu_count(),
         help="for the estimate; default: one a CPU core",
     )
     parser.add_argument(
-        "--image-width", type=maploc.positive, default=400, help="for the estimate; default 400"
+        "--image-width", type=option_types.positive, default=400, help="for the estimate; default 400"
     )
     options = parser.parse_args(argv)
     version, findings = CHECKS[options.dataset](

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep import loops, maploc, scan_records, scan_sources, tables
+from data_prep import loops, option_types, scan_records, scan_sources, tables
 from data_prep.errors import InputError
 from data_prep.images import JPEG_QUALITY
 from data_prep.raw import scan_files
@@ -45,14 +45,19 @@ def main(argv: Sequence[str]) -> None:
     scan_sources.add_source_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="the prepared folder to write")
     parser.add_argument(
-        "--workers", type=maploc.positive, default=os.cpu_count(), help="processes; default: one a CPU core"
+        "--workers",
+        type=option_types.positive,
+        default=os.cpu_count(),
+        help="processes; default: one a CPU core",
     )
-    parser.add_argument("--limit", type=maploc.positive, help="keep the first so many scans of each sequence")
+    parser.add_argument(
+        "--limit", type=option_types.positive, help="keep the first so many scans of each sequence"
+    )
     loops.add_rule_options(parser, "loop-")
     for split in SPLITS:
         parser.add_argument(
             f"--{split}",
-            type=scan_sources.names_in,
+            type=option_types.names,
             help=f"the sequences of the official split {split}, e.g. 05,06; default: the dataset's own",
         )
     scan_sources.add_camera_option(parser)
@@ -71,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--bev-cell",
-        type=float,
+        type=option_types.positive_metres,
         default=0.4,
         help="metres a pixel of BEV pictures, written to the manifest (default 0.4)",
     )

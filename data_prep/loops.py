@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import scipy.spatial
 
-from data_prep import scan_sources
+from data_prep import option_types, scan_sources
 from data_prep.raw.scans import ScanSequence
 
 # What "more than `gap` frames apart" counts: places in the pose list, or the numbers in the files' names.
@@ -90,14 +90,14 @@ def add_rule_options(parser: argparse.ArgumentParser, prefix: str) -> None:
     parser.add_argument(
         f"--{prefix}distance",
         dest="loop_distance",
-        type=_positive_metres,
+        type=option_types.positive_metres,
         default=default.distance,
         help=f"metres, 3-D, below which two frames are one place (default {default.distance:g})",
     )
     parser.add_argument(
         f"--{prefix}gap",
         dest="loop_gap",
-        type=_frames,
+        type=option_types.zero_or_more,
         default=default.gap,
         help=f"frames that must lie between them at least (default {default.gap})",
     )
@@ -113,20 +113,6 @@ def add_rule_options(parser: argparse.ArgumentParser, prefix: str) -> None:
 def rule_of(options: argparse.Namespace) -> LoopRule:
     """The rule that the options of `add_rule_options` say."""
     return LoopRule(options.loop_distance, options.loop_gap, options.gap_by)
-
-
-def _positive_metres(text: str) -> float:
-    value = float(text)
-    if not 0 < value < np.inf:
-        raise argparse.ArgumentTypeError(f"expected metres above 0, found {text}")
-    return value
-
-
-def _frames(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more frames, found {text}")
-    return value
 
 
 _COLUMNS = (

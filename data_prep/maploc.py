@@ -29,7 +29,7 @@ import shapely
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep import alignment, datasets, geodesy, images, rasterize, splits, tables
+from data_prep import alignment, datasets, geodesy, images, option_types, rasterize, splits, tables
 from data_prep.errors import InputError
 from data_prep.raw import osm, osm_tags
 from data_prep.raw.frames import Camera, Frame
@@ -80,12 +80,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the prepared folder to write")
     parser.add_argument("--version", help="e.g. v1.0-trainval; default: the only one in the root")
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count(), help="processes; default: one a CPU core"
+        "--workers",
+        type=option_types.positive,
+        default=os.cpu_count(),
+        help="processes; default: one a CPU core",
     )
-    parser.add_argument("--limit", type=positive, help="keep this many frames, evenly spread over all scenes")
+    parser.add_argument(
+        "--limit", type=option_types.positive, help="keep this many frames, evenly spread over all scenes"
+    )
     parser.add_argument(
         "--image-width",
-        type=positive,
+        type=option_types.positive,
         default=400,
         help="pixels to which wider images are reduced (default 400)",
     )
@@ -499,11 +504,3 @@ def _describe_extract(extract: osm.OsmData) -> dict[str, Any]:
         "ways_lacking_nodes": extract.ways_lacking_nodes,
         "buildings_left_out": extract.buildings_left_out,
     }
-
-
-def positive(text: str) -> int:
-    """A command-line number of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text}")
-    return value

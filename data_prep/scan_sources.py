@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_prep import option_types
 from data_prep.errors import InputError
 from data_prep.raw import bev_folder, kitti, kitti360
 from data_prep.raw.scans import ScanSequence
@@ -132,7 +133,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=tuple(FORMATS), required=True)
     parser.add_argument(
-        "--sequences", type=names_in, help="names with commas between, e.g. 00,08; default: all there are"
+        "--sequences",
+        type=option_types.names,
+        help="names with commas between, e.g. 00,08; default: all there are",
     )
     parser.add_argument(
         "--pose-source",
@@ -152,11 +155,6 @@ def add_camera_option(parser: argparse.ArgumentParser) -> None:
 def _choices(field: str) -> str:
     choices = {name: getattr(form, field) for name, form in FORMATS.items()}
     return "; ".join(f"{name}: {', '.join(values)}" for name, values in choices.items() if values)
-
-
-def names_in(text: str) -> list[str]:
-    """A command-line list `A,B,C`; empty for nothing."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def find_marker(root: Path) -> Path | None:
