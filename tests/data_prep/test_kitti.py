@@ -96,6 +96,20 @@ def test_images_may_be_absent_or_left_out(tree):
     assert all(scan.image is None for scan in kitti.read_sequences(tree.root, camera="image_3")[0].scans)
 
 
+def test_poses_of_a_lidar_of_ones_own(tmp_path):
+    """What docs/datasets.md says is enough: scans, poses of the LiDAR, and one line of calibration."""
+    dataset = tmp_path / "dataset"
+    (dataset / "poses").mkdir(parents=True)
+    (dataset / "sequences/00/velodyne").mkdir(parents=True)
+    poses = scan_trees.drive(3)
+    (dataset / "poses/00.txt").write_text("".join(f"{scan_trees.numbers(pose[:3])}\n" for pose in poses))
+    (dataset / "sequences/00/calib.txt").write_text("Tr: 1 0 0 0 0 1 0 0 0 0 1 0\n")
+    for frame in range(3):
+        scan_trees.scan(frame).tofile(dataset / f"sequences/00/velodyne/{frame:06d}.bin")
+    (sequence,) = kitti.read_sequences(tmp_path)
+    np.testing.assert_allclose([scan.map_T_lidar for scan in sequence.scans], poses, atol=1e-12)
+
+
 def test_times_may_be_absent(tree):
     (tree.sequence() / "times.txt").unlink()
     assert np.isnan([scan.time for scan in kitti.read_sequences(tree.root)[0].scans]).all()
