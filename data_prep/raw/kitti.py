@@ -32,7 +32,7 @@ _FARTHEST = 10_000.0  # m: no LiDAR sees farther, and other number formats read 
 _CALIB_ARCHIVE = "Unpack data_odometry_calib.zip."
 _OBJECT_ARCHIVE = "Unpack data_object_calib.zip."
 _POSES_ARCHIVE = {
-    "odometry": "Unpack data_odometry_poses.zip.",
+    "odometry": "Unpack data_odometry_poses.zip, which has those of 00 to 10.",
     "semantickitti": "Unpack data_odometry_labels.zip of SemanticKITTI.",
 }
 

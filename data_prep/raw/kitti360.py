@@ -18,7 +18,7 @@ in `calibration` are as they were mounted; R_rect turns a camera into its rectif
 cam0_to_world are of. Scans are as the turning LiDAR measured them: see `compensate_motion`.
 """
 
-import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def _read_sequence(
             "sequence out."
         )
     rows = [row for row, i in enumerate(pose_ids.tolist()) if i in files or not require_scans]
-    scanned = int(np.isin(pose_ids, list(files)).sum())
+    scanned = sum(i in files for i in pose_ids.tolist())
     # The car stands for at most a third of a published drive.
     if 2 * scanned < len(files):
         raise InputError(
@@ -157,14 +157,14 @@ def _read_sequence(
             f"poses fewer than scans. {_POSES_ARCHIVE}"
         )
     frame_ids = [int(pose_ids[row]) for row in rows]
-    times = _read_times(folder.parent / "timestamps.txt", frame_ids[-1] + 1)
+    times = _read_times(folder.parent / "timestamps.txt", frame_ids)
     images: dict[int, ScanImage] = {}
     image_folder = root / "data_2d_raw" / _FOLDER.format(name=name) / (camera or "") / "data_rect"
     if camera is not None and require_scans and image_folder.is_dir():
         images = images_of(image_folder, frame_ids, *_read_camera(root / "calibration", camera))
     scans = tuple(
-        Scan(name, i, float(times[i]), files.get(i), map_T_lidar[row], images.get(i), motions[row])
-        for row, i in zip(rows, frame_ids, strict=True)
+        Scan(name, i, time, files.get(i), map_T_lidar[row], images.get(i), motions[row])
+        for row, i, time in zip(rows, frame_ids, times, strict=True)
     )
     return ScanSequence(
         name,
@@ -221,12 +221,18 @@ def _lidar_T_camera0(calibration: Path) -> np.ndarray:  # noqa: N802
     return read_poses(calibration / "calib_cam_to_velo.txt", _CALIBRATION_ARCHIVE)[0]
 
 
-def _read_times(path: Path, frames: int) -> np.ndarray:
-    """(frames,) float64 s since frame 0; nan for lines without a time, and without a line for every frame."""
+def _read_times(path: Path, frame_ids: Sequence[int]) -> list[float]:
+    """Seconds since frame 0; nan for lines without a time, and all nan without a line for every frame."""
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    stamps = np.full(frames, np.datetime64("NaT", "ns"))
-    if len(lines) >= frames:
-        for frame, line in enumerate(lines[:frames]):
-            with contextlib.suppress(ValueError):
-                stamps[frame] = np.datetime64(line.strip().replace(" ", "T"), "ns")
-    return (stamps - stamps[0]) / np.timedelta64(1, "s")
+    if len(lines) <= frame_ids[-1]:
+        return [math.nan] * len(frame_ids)
+    start, *stamps = (_time_of(lines[i]) for i in (0, *frame_ids))
+    return [float((stamp - start) / np.timedelta64(1, "s")) for stamp in stamps]
+
+
+def _time_of(line: str) -> np.datetime64:
+    """Of a line such as 2013-05-28 08:46:02.904519999; not-a-time where there is none."""
+    try:
+        return np.datetime64(line.strip().replace(" ", "T"), "ns")
+    except ValueError:
+        return np.datetime64("NaT", "ns")

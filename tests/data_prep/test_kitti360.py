@@ -105,6 +105,17 @@ def test_a_line_without_a_time(tree):
     np.testing.assert_allclose(times, [0.1, np.nan, np.nan, 0.6, 0.7], atol=1e-9)
 
 
+@pytest.mark.parametrize("number", [10**15, 10**25])
+def test_absurd_numbers_are_numbers(tree, number):
+    """Nothing is made as long as a number in a file or in a file's name says."""
+    scan_trees.scan(0).tofile(tree.scans / f"{number}.bin")
+    row = tree.poses.read_text().splitlines()[-1].split(" ", 1)[1]
+    with tree.poses.open("a") as file:
+        file.write(f"{10**15} {row}\n")
+    frames = [scan.frame_id for scan in kitti360.read_sequences(tree.root, camera=None)[0].scans]
+    assert frames == [1, 2, 3, 6, 7] + [number] * (number == 10**15)
+
+
 # ---- the motion within a sweep ----
 
 
