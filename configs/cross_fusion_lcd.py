@@ -1,0 +1,261 @@
+"""Cross-fusion loop closure detection: LiDAR scans to loops, taught by a camera (Yue et al., RA-L).
+
+    python -m placerec_jax.train --config=configs/cross_fusion_lcd.py[:ARG] [--workdir=DIR]
+    python -m placerec_jax.evaluate --config=configs/cross_fusion_lcd.py[:ARG] [--workdir=DIR]
+
+| ARG                 | what                                                       | hardware and time
+|
+|---------------------|------------------------------------------------------------|-----------------------------|
+| `cpu` (bare)        | small network, built-in city `small`                       | 2 CPU cores
+| | `tiny`              | for the tests, a few steps                                 | seconds
+| | `city`              | the paper's network, built-in city `medium`                | an accelerator; not run
+yet | | `kitti`             | the paper's recipe: train 00, 05, 06, 07, 09, validate 08  | an accelerator; not
+run yet | | `kitti360`          | the same network tested on KITTI-360 (`--workdir` of `kitti`) | an
+accelerator; not run yet | | `kitti_bev`         | LiDAR branch on BEV pictures: train 06, test 05
+| 2 CPU cores                 | | `kitti_bev_reverse` | the same: train 05, test 06
+| 2 CPU cores                 |
+
+The variants of the paper are settings, commented below: `model.fusion` (BEVLCD without),
+`model.position_encoder` (+P), backbone, encoding of the BEV, forms of the losses. `ABLATIONS` are its tables,
+which `python -m benchmarks.ablation` trains and prints.
+
+The bodies of the paper's result tables are not known to us, so there is no published figure to expect.
+"""
+
+import ml_collections
+
+from configs import common
+
+_BEVLCD = {"model.fusion.enabled": False}
+
+# The tables of the paper: {table: {row: (settings, the row of `PUBLISHED` it stands beside)}}, for
+# `python -m benchmarks.ablation`.
+ABLATIONS = {
+    "II": {
+        "BEVLCD": (_BEVLCD | {"model.position_encoder": False}, None),
+        "BEVLCD+P": (_BEVLCD, None),
+        "FUSION": ({}, None),
+    },
+    "IV": {
+        "no fusion": (_BEVLCD, None),
+        "without F_CVTKB": ({"model.fusion.use_cvtkb": False}, None),
+        "without F_GENKB": ({"model.fusion.use_genkb": False}, None),
+        "without F_CVTKI": ({"model.fusion.use_cvtki": False}, None),
+        "all": ({}, None),
+    },
+}
+
+
+def get_config(arg: str = "cpu") -> ml_collections.ConfigDict:
+    """One of the presets in the table above."""
+    recipes = {
+        "cpu": _cpu,
+        "tiny": _tiny,
+        "city": _city,
+        "kitti": _kitti,
+        "kitti360": _kitti360,
+        "kitti_bev": _kitti_bev,
+        "kitti_bev_reverse": _kitti_bev_reverse,
+    }
+    if arg not in recipes:
+        raise ValueError(f"configs/cross_fusion_lcd.py:{arg}: expected one of {sorted(recipes)}")
+    return recipes[arg](arg)
+
+
+def _paper(arg: str) -> ml_collections.ConfigDict:
+    """The paper's network and losses; what it leaves open is decided as in the commented values."""
+    config = common.base("cross_fusion_lcd", arg)
+
+    data = config.data
+    data.augmentation = ml_collections.ConfigDict(  # of every scan for itself, uniform in ±: metres, degrees
+        {"shift_xy": 3.0, "shift_z": 0.3, "tilt": 3.0, "yaw": 180.0}
+    )
+    data.negative_distance = 10.0  # metres; nearer frames that are no loop are not drawn
+    data.label_cells = 1.0  # cells; how far apart matching cells of a pair may lie
+    data.image_dropout = 0.0  # share of training images shown as zeros, as all are at evaluation
+    data.query_yaw = 0.0  # degrees, uniform in ±: turns scans at evaluation
+
+    config.model = ml_collections.ConfigDict()
+    model = config.model
+    model.bev = ml_collections.ConfigDict(
+        {
+            "input": "points",  # or density: stored pictures
+            "encoding": "statistics",  # or height_slices; placerec_jax.data.scans.ENCODINGS
+            "extent": (-32.0, 32.0, -32.0, 32.0),
+            "cell": 0.2,
+            "z_range": (-2.5, 1.5),
+            "disc_radius": 0.0,  # metres, of pictures: what is farther out is emptied; 0: nothing
+            "interpolation": "linear",  # of pictures that are moved; or nearest
+        }
+    )
+    model.backbone = "n"  # placerec_jax.methods.cross_fusion_lcd.BACKBONES
+    model.image_backbone = "n"  # t, s, n, l of ALIKE
+    model.image_crop = (384, 1152)  # rows, columns of the stored image about its middle
+    model.image_factor = 2  # the crop is made so many times smaller
+    model.num_keypoints = 512
+    model.nms_radius = 2  # cells
+    model.border = 3  # cells without key points
+    model.links = 1024  # BEV cells that the camera sees, a multiple of num_keypoints
+    model.link_pixels = 16  # pixels of one of them
+    model.position_encoder = True  # "+P"
+    model.position_bins = 64
+    model.heads = 4  # of the attention of converters, generator and fusion
+    model.clusters = 16  # of NetVLAD
+    model.fusion = ml_collections.ConfigDict(  # enabled False: BEVLCD; the others are the rows of Table IV
+        {"enabled": True, "use_cvtkb": True, "use_genkb": True, "use_cvtki": True}
+    )
+    model.eval_image = "zero"  # or real
+    model.renormalize_descriptor = False
+    model.pose_dim = 2  # or 3: key points at the mean height of their cell
+    model.margin = 0.5  # of the triplet loss
+    model.loss_form = "split"  # or literal: eqs. 7 and 8 as printed, where errors of two branches cancel
+    model.detach_targets = True  # of the losses of converters and generator
+    model.sinkhorn = ml_collections.ConfigDict(  # LCDNet begins at eps_init 1.03
+        {"iters": 5, "eps_init": 0.1, "gamma_init": 1.0, "shared": True}
+    )
+
+    config.loss = ml_collections.ConfigDict(
+        {"score": 1.0, "triplet": 1.0, "pose": 1.0, "match": 0.05, "cvtb": 1.0, "cvti": 1.0, "gen": 1.0}
+    )
+
+    config.optimizer.name = "adam_l2"
+    config.optimizer.schedule = "staircase"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 5e-6
+    config.optimizer.decay_rate = 0.99
+    config.optimizer.decay_steps = 586  # an epoch of KITTI's 3,517 frames with a loop
+    config.optimizer.clip_norm = 10.0
+
+    evaluation = config.eval
+    evaluation.evaluator = "loop_closure"
+    evaluation.protocol = "growing"
+    evaluation.loop_distance = 4.0  # metres, 3-D
+    evaluation.loop_gap = 50  # frames
+    evaluation.first_query = 100
+    evaluation.ap_policy = "standard"  # or lcdnet_p1, pairs
+    evaluation.rotated_queries = False
+    evaluation.real_image_pass = False
+    evaluation.references = ("scan_context", "m2dp")
+    evaluation.ransac = ml_collections.ConfigDict(  # lengths in cells
+        {"hypotheses": 1000, "radius": 3.0, "min_separation": 5.0}
+    )
+    evaluation.min_inliers = 15
+    evaluation.pose_tolerance = 1.0  # metres
+    evaluation.min_queries = 1  # with a loop, that a verdict needs
+    evaluation.best_metric = "ap"
+    evaluation.best_mode = "max"
+    return config
+
+
+def _lidar_alone(config: ml_collections.ConfigDict) -> None:
+    """BEVLCD+P: no image branch, and no weights of its losses."""
+    config.model.fusion.enabled = False
+    for term in ("cvtb", "cvti", "gen"):
+        del config.loss[term]
+
+
+def _kitti(arg: str) -> ml_collections.ConfigDict:
+    config = _paper(arg)
+    config.dtype = "bfloat16"
+    config.data.root = "data/kitti/lcd"
+    config.data.test_split = "val"  # 08 is what the paper validates and reports
+    config.data.workers = 16
+    config.train.batch_size = 6  # triplets
+    config.train.steps = 58_600  # 100 epochs
+    config.train.eval_every = config.train.checkpoint_every = 2_930
+    config.train.eval_examples = 4_071  # all of 08
+    return config
+
+
+def _kitti360(arg: str) -> ml_collections.ConfigDict:
+    config = _kitti(arg)
+    config.data.root = "data/kitti360/lcd"
+    config.data.eval_split = config.data.test_split = "test"
+    return config
+
+
+def _city(arg: str) -> ml_collections.ConfigDict:
+    config = _kitti(arg)
+    common.built_in_city(config, "lcd", "medium")
+    config.data.test_split = "test"
+    config.model.image_crop, config.model.image_factor = (192, 576), 1  # its images are half as wide
+    config.train.steps = 20_000
+    config.train.eval_every = config.train.checkpoint_every = 1_000
+    config.train.eval_examples = 1_000
+    return config
+
+
+def _cpu(arg: str) -> ml_collections.ConfigDict:
+    """Twice the cell, the smallest backbones, a third of the image."""
+    config = _paper(arg)
+    common.built_in_city(config, "lcd", "small")
+    model = config.model
+    model.bev.cell = 0.4
+    model.backbone = model.image_backbone = "t"
+    model.image_crop, model.image_factor = (128, 384), 2
+    model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
+    config.train.batch_size = 4
+    config.train.steps = 1_000
+    config.train.log_every = 25
+    config.train.eval_every = config.train.checkpoint_every = 250
+    config.train.eval_examples = 400
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    return config
+
+
+def _tiny(arg: str) -> ml_collections.ConfigDict:
+    """Seconds, for the tests: the smallest city, the narrowest network, a few steps."""
+    config = _cpu(arg)
+    common.built_in_city(config, "lcd", "tiny")
+    model = config.model
+    model.bev.cell = 1.0
+    model.image_crop, model.image_factor = (64, 128), 2
+    model.num_keypoints, model.links, model.link_pixels = 32, 64, 4
+    model.position_bins, model.clusters = 16, 4
+    config.train.batch_size = 8
+    config.train.steps = 6
+    config.optimizer.warmup_steps = 2
+    config.train.log_every = 1
+    config.train.eval_every = config.train.checkpoint_every = 3
+    config.train.eval_examples = 48
+    config.eval.batch_size = 16
+    config.eval.first_query = 0
+    config.eval.references = ()
+    config.eval.ransac.hypotheses = 64
+    return config
+
+
+def _kitti_bev(arg: str) -> ml_collections.ConfigDict:
+    """Pictures of 151x151 cells of 0.4 m, four rows of zeros below and five above."""
+    config = _paper(arg)
+    _lidar_alone(config)
+    config.data.root = "data/kitti_bev/lcd"
+    config.data.train_split = config.data.eval_split = "06"
+    config.data.test_split = "05"
+    config.data.augmentation.shift_z = config.data.augmentation.tilt = 0.0
+    bev = config.model.bev
+    bev.input, bev.cell, bev.extent = "density", 0.4, (-31.8, 32.2, -31.8, 32.2)
+    bev.disc_radius = 30.0
+    config.model.backbone = "t"
+    config.model.num_keypoints = 256
+    config.train.batch_size = 4
+    config.train.steps = 2_000
+    config.train.eval_every = config.train.checkpoint_every = 500
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    evaluation = config.eval
+    evaluation.protocol = "fixed"  # that of the published network, beside the growing database
+    evaluation.database = ml_collections.ConfigDict({"05": (0, 999), "06": (0, 599)})
+    evaluation.query = ml_collections.ConfigDict({"05": (1200, 2750), "06": (800, 1100)})
+    evaluation.hit_distance = 5.0
+    evaluation.rotated_queries = True
+    evaluation.references = ("pixels", "polar_fft")
+    return config
+
+
+def _kitti_bev_reverse(arg: str) -> ml_collections.ConfigDict:
+    config = _kitti_bev(arg)
+    config.data.train_split = config.data.eval_split = "05"
+    config.data.test_split = "06"
+    return config
