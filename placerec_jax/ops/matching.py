@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from placerec_jax.ops.rigid import se2_apply
 from placerec_jax.ops.rigid_fit import fit_se2
 
 _REFITS = 2  # on the inliers, each followed by a new selection of them
@@ -35,7 +34,7 @@ def mutual_nearest(
     # Full precision: rounded to bfloat16 the nearest of similar features is another one.
     cosine = jnp.einsum("...md,...nd->...mn", a, b, precision="highest")
     cosine = jnp.where(a_mask[..., :, None] & b_mask[..., None, :], cosine, _IMPOSSIBLE)
-    nearest_b, nearest_a = jnp.argmax(cosine, axis=-1), jnp.argmax(cosine, axis=-2)
+    nearest_b, nearest_a = _first_largest(cosine, axis=-1), _first_largest(cosine, axis=-2)
     similarity = jnp.max(cosine, axis=-1)
     returned = jnp.take_along_axis(nearest_a, nearest_b, axis=-1)
     mutual = (returned == jnp.arange(a.shape[-2])) & (similarity > _IMPOSSIBLE)
@@ -92,7 +91,7 @@ def _verify(
     poses, possible = _motion_of_two(
         source[first], source[second], target[first], target[second], radius, min_separation
     )
-    scores = jnp.where(possible, jax.vmap(score_of)(poses), 0.0)
+    scores = jnp.where(possible, score_of(poses), 0.0)
     best = jnp.argmax(scores)
     pose, score = jnp.where(scores[best] > 0, poses[best], 0.0), scores[best]
     for _ in range(_REFITS):
@@ -139,13 +138,31 @@ def _motion_of_two(
 def _score(
     pose: jax.Array, source: jax.Array, target: jax.Array, mask: jax.Array, radius: float
 ) -> jax.Array:
-    """Σ over inliers of 1 − (residual/radius)².
+    """(…, 3) poses, (K, 2), (K, 2), (K,) → (…) Σ over inliers of 1 − (residual/radius)².
 
     Rather than their number: positions are centres of cells, and many hypotheses tie in number.
     """
     share = 1 - _residual_squared(pose, source, target) / radius**2
-    return jnp.sum(jnp.where(mask, jnp.maximum(share, 0.0), 0.0))
+    return jnp.sum(jnp.where(mask, jnp.maximum(share, 0.0), 0.0), axis=-1)
 
 
 def _residual_squared(pose: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    return jnp.sum((se2_apply(pose, source) - target) ** 2, axis=-1)
+    """(…, 3) poses, (K, 2), (K, 2) → (…, K) m²."""
+    # The compiler would compute sine and cosine again for every point: on a CPU some fifty times slower.
+    terms = jax.lax.optimization_barrier((jnp.cos(pose[..., 2]), jnp.sin(pose[..., 2])))
+    cos, sin, x, y = (term[..., None] for term in (*terms, pose[..., 0], pose[..., 1]))
+    by_x = cos * source[:, 0] - sin * source[:, 1] + x - target[:, 0]
+    by_y = sin * source[:, 0] + cos * source[:, 1] + y - target[:, 1]
+    return by_x**2 + by_y**2
+
+
+def _first_largest(x: jax.Array, axis: int) -> jax.Array:
+    """argmax along one of the last two axes of (…, M, N).
+
+    By two reductions of float32, which a CPU computes in vectors; that of jnp.argmax it does not.
+    """
+    size = x.shape[axis]
+    index = jnp.arange(size, dtype=jnp.float32)
+    index = index[:, None] if axis == -2 else index
+    is_largest = x >= jnp.max(x, axis=axis, keepdims=True)
+    return jnp.min(jnp.where(is_largest, index, size - 1), axis=axis).astype(jnp.int32)
