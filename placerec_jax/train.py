@@ -91,10 +91,10 @@ def run(
     log = MetricsLog(workdir, start_step) if jax.process_index() == 0 else None
     evaluator = importlib.import_module(f"placerec_jax.evaluation.{cfg.eval.evaluator}")
 
-    # An evaluator that needs more than evenly spread examples says which.
-    examples = None
+    # An evaluator that needs more than evenly spread examples says which, and what it knows of them.
+    examples, known = None, {}
     if hasattr(evaluator, "watched"):
-        examples = evaluator.watched(cfg, prepared, cfg.data.eval_split, cfg.train.eval_examples)
+        examples, known = evaluator.watched(cfg, prepared, cfg.data.eval_split, cfg.train.eval_examples)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         rows = predict_split(
@@ -109,7 +109,7 @@ def run(
             keep=getattr(evaluator, "SCORED", ()),
             examples=examples,
         )
-        return evaluator.summarize(evaluator.score(cfg, rows))
+        return evaluator.summarize(evaluator.score(cfg, {**rows, **known}))
 
     with jax.set_mesh(mesh):
         state, finished = loop.train(

@@ -646,8 +646,9 @@ def _nothing_matched(count: int) -> dict[str, np.ndarray]:
 
 def watched(
     cfg: ml_collections.ConfigDict, prepared: PreparedFolder, split: str, limit: int | None
-) -> np.ndarray:
-    """(≤ limit,) ascending numbers of the examples of a split that training's evaluation looks at.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(≤ limit,) ascending numbers of the examples of a split that training's evaluation looks at, and what
+    `annotate` knows of them.
 
     An even stride would tear loops apart: with every eighth frame the nearest earlier one is metres away. So
     of a split larger than `limit` half are queries with a loop, evenly spread, with the nearest of their
@@ -655,11 +656,18 @@ def watched(
     split, among fewer candidates; precision is of another share of queries with a loop, so that AP can be
     compared between checkpoints and not with the report's.
     """
-    index = prepared.split(cfg.data.scheme, split)
-    if limit is None or limit >= len(index):
-        return np.arange(len(index))
-    known = annotate(prepared, {"index": index})
-    chosen = np.zeros(len(index), bool)
+    known = annotate(prepared, {"index": prepared.split(cfg.data.scheme, split)})
+    examples = np.arange(len(known["index"]))
+    if limit is not None and limit < len(examples):
+        examples = _loops_and_others(cfg, known, limit)
+    return examples, {name: values[examples] for name, values in known.items() if name != "index"}
+
+
+def _loops_and_others(
+    cfg: ml_collections.ConfigDict, known: Mapping[str, np.ndarray], limit: int
+) -> np.ndarray:
+    """(limit,) ascending row numbers: see `watched`."""
+    chosen = np.zeros(len(known["index"]), bool)
     pairs = []
     numbers = rows_by_sequence(known)
     for name, task in tasks_of(cfg, frames_of(known))["growing"].items():

@@ -470,10 +470,11 @@ def two_laps(count=400):
 def test_watched_frames_keep_loops_together():
     cfg = config(loop_gap=50, first_query=100)
     prepared = Folder(two_laps())
-    chosen = loop_closure.watched(cfg, prepared, "val", 40)
+    chosen, known = loop_closure.watched(cfg, prepared, "val", 40)
     assert len(chosen) == 40
     assert (np.diff(chosen) > 0).all()
-    known = loop_closure.annotate(prepared, {"index": chosen})
+    np.testing.assert_array_equal(known["sequence_position"], chosen)
+    np.testing.assert_array_equal(known["map_T_lidar"], two_laps()[chosen])
     scores = loop_closure.score(cfg, {**known, "descriptor": known["map_T_lidar"][:, :2, 3]})
     assert scores["counts"]["growing"]["all"]["with_loop"] >= 10
     assert growing(scores)["recall_at_1"] == 1.0
@@ -481,17 +482,16 @@ def test_watched_frames_keep_loops_together():
 
 @pytest.mark.parametrize("limit", [None, 400, 1000])
 def test_watched_frames_are_all_where_the_limit_allows(limit):
-    np.testing.assert_array_equal(
-        loop_closure.watched(config(), Folder(two_laps()), "val", limit), np.arange(400)
-    )
+    chosen, _ = loop_closure.watched(config(), Folder(two_laps()), "val", limit)
+    np.testing.assert_array_equal(chosen, np.arange(400))
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10])
 def test_watched_frames_never_exceed_the_limit(limit):
     cfg = config(loop_gap=50, first_query=100)
-    assert len(loop_closure.watched(cfg, Folder(two_laps()), "val", limit)) == limit
-    straight = Folder(poses(10.0 * np.arange(60)))
-    assert len(loop_closure.watched(cfg, straight, "val", limit)) == limit
+    for drive in (two_laps(), poses(10.0 * np.arange(60))):
+        chosen, _ = loop_closure.watched(cfg, Folder(drive), "val", limit)
+        assert len(chosen) == limit
 
 
 # --- Real poses ---------------------------------------------------------------------------------------------
