@@ -13,7 +13,6 @@ from data_prep.errors import InputError
 from data_prep.images import JPEG_QUALITY
 from data_prep.raw import kitti, kitti360
 from data_prep.raw.scans import Scan, ScanImage, ScanSequence
-from placerec_jax.ops import rigid
 from placerec_jax.ops.point_steps import POINT_UNIT, encode_points
 
 NEAREST = 0.5  # m in front of a camera: what is nearer belongs to the car, or is noise
@@ -158,9 +157,13 @@ def links(lidar_xyz: np.ndarray, image: ScanImage) -> tuple[np.ndarray, np.ndarr
     A point is seen more than NEAREST in front of the camera and inside the image; what hides it is not asked.
     A pixel (row, column) reaches from its numbers to the next ones: floor of v and u.
     """
-    camera_xyz = rigid.rigid_apply(image.camera_T_lidar, lidar_xyz.astype(np.float64))
-    point = np.flatnonzero(camera_xyz[:, 2] > NEAREST)
-    u, v, depth = image.intrinsics @ camera_xyz[point].T
+    pixel_T_lidar = (
+        image.intrinsics @ image.camera_T_lidar[:3]
+    )  # s·(u, v, 1) = it · (x, y, z, 1), s the depth
+    x, y, z = lidar_xyz.astype(np.float64).T
+    scaled = [row[0] * x + row[1] * y + row[2] * z + row[3] for row in pixel_T_lidar]
+    point = np.flatnonzero(scaled[2] > NEAREST)
+    u, v, depth = (values[point] for values in scaled)
     column, row = np.floor(u / depth), np.floor(v / depth)
     inside = (column >= 0) & (column < image.width) & (row >= 0) & (row < image.height)
     pixel = np.stack([row[inside], column[inside]], axis=-1)

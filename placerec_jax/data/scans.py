@@ -74,8 +74,11 @@ def points_of(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 def move_points(A: np.ndarray, xyz: np.ndarray) -> np.ndarray:
     """(4, 4), (N, 3) float32 → (N, 3) float32: A x."""
+    # Not `xyz @ R`: for three columns the threads of the matrix library cost more than they do, many times
+    # more where every core has a loader.
     A = A.astype(np.float32)
-    return xyz @ A[:3, :3].T + A[:3, 3]
+    x, y, z = xyz.T
+    return np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in A[:3]], axis=-1)
 
 
 def cells_of(xyz: np.ndarray, grid: Grid2D, z_range: tuple[float, float]) -> np.ndarray:
@@ -344,23 +347,28 @@ def _nearest_cells(
     H·W stands for none and has none itself; and (n,) whether the cell's centre lies in the other grid at all.
     Centres lie on a grid, so that only the few cells about a centre need looking at.
     """
-    columns = grid.shape[1]
+    rows, columns = grid.shape
     row, column = np.nonzero(occupied)
     own_xy = np.stack([row + 0.5, column + 0.5], axis=-1) * grid.cell + grid.lower
     index = (rigid.se2_apply(other_T_own, own_xy) - grid.lower) / grid.cell  # cell i is [i, i + 1)
-    low = np.floor(index).astype(np.int64)
-    inside = ((low >= 0) & (low < grid.shape)).all(axis=1)
+    low_row, low_column = np.floor(index).astype(np.int64).T
+    inside = (low_row >= 0) & (low_row < rows) & (low_column >= 0) & (low_column < columns)
+    from_row, from_column = (index - 0.5 - np.floor(index)).T  # to the point from the centre of its cell
+    # A border so wide that what lies outside finds nothing there, wherever it is looked up.
     reach = int(np.ceil(distance / grid.cell))
+    border = 2 * reach + 1
+    padded = np.pad(other, border)
+    at = (np.clip(low_row, -reach - 1, rows + reach) + border) * padded.shape[1]
+    at += np.clip(low_column, -reach - 1, columns + reach) + border
     nearest = np.full(len(row), occupied.size)
     least = np.full(len(row), (distance / grid.cell) ** 2)
-    for step in np.ndindex(2 * reach + 1, 2 * reach + 1):
-        candidate = low + step - reach
-        on_grid = ((candidate >= 0) & (candidate < grid.shape)).all(axis=1)
-        flat = np.where(on_grid, candidate[:, 0] * columns + candidate[:, 1], 0)
-        squared = ((candidate + 0.5 - index) ** 2).sum(axis=1)
-        better = on_grid & other.ravel()[flat] & (squared <= least)
-        least[better] = squared[better]
-        nearest[better] = flat[better]
+    for row_step in range(-reach, reach + 1):
+        for column_step in range(-reach, reach + 1):
+            squared = (from_row - row_step) ** 2 + (from_column - column_step) ** 2
+            better = padded.ravel()[at + (row_step * padded.shape[1] + column_step)] & (squared <= least)
+            least = np.where(better, squared, least)
+            candidate = (low_row + row_step) * columns + low_column + column_step
+            nearest = np.where(better, candidate, nearest)
     cells = np.flatnonzero(occupied)
     partner = np.full(occupied.size + 1, occupied.size)
     partner[cells] = nearest
