@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from placerec_jax.data.prepared import PreparedFolder
-from placerec_jax.errors import ConfigError
+from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.evaluation import loop_retrieval, reference_distances
 from placerec_jax.evaluation.inference import spread
 from placerec_jax.evaluation.loop_retrieval import KINDS, Answers, Frames, Task
@@ -64,6 +64,10 @@ PASSES = {
 }
 _BOTH_SIDES = ("real_image",)  # of these passes the database is taken, too; else the queries alone
 ALL = "all"  # the sequences together
+
+
+class RowsError(UserError, ValueError):
+    """Predictions that cannot be scored."""
 
 
 # --- What is scored -----------------------------------------------------------------------------------------
@@ -99,13 +103,13 @@ def rows_by_sequence(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def frames_of(rows: Mapping[str, np.ndarray]) -> dict[str, Frames]:
-    """The frames of every sequence; raises ValueError where a position occurs twice."""
+    """The frames of every sequence; raises RowsError where a position occurs twice."""
     found = {}
     for name, numbers in rows_by_sequence(rows).items():
         position = np.asarray(rows["sequence_position"])[numbers]
         if (np.diff(position) <= 0).any():
             twice = int(position[1:][np.diff(position) <= 0][0])
-            raise ValueError(
+            raise RowsError(
                 f"position {twice} of sequence {name} occurs twice; expected each frame of the split once"
             )
         found[name] = Frames(name, position, np.asarray(rows["map_T_lidar"])[numbers])
@@ -228,27 +232,25 @@ def _distances(
 
 
 def check_rows(rows: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError naming the array when rows cannot be scored."""
+    """Raises RowsError naming the array when rows cannot be scored."""
     for name in ("sequence", "sequence_position", "map_T_lidar"):
         if name not in rows:
-            raise ValueError(f"the loop-closure evaluator needs {name!r} a frame; found {sorted(rows)}")
+            raise RowsError(f"the loop-closure evaluator needs {name!r} a frame; found {sorted(rows)}")
     count = len(rows["sequence_position"])
     if not count:
-        raise ValueError("there is nothing to score: 0 frames; is the split empty?")
+        raise RowsError("there is nothing to score: 0 frames; is the split empty?")
     if not any(name == "descriptor" or name.startswith("distances/") for name in rows):
-        raise ValueError(
-            f"the loop-closure evaluator needs 'descriptor' (N, D) a frame; found {sorted(rows)}"
-        )
+        raise RowsError(f"the loop-closure evaluator needs 'descriptor' (N, D) a frame; found {sorted(rows)}")
     for name in ("descriptor", "map_T_lidar", *(f"{name}/descriptor" for name in PASSES)):
         if name not in rows:
             continue
         values = np.asarray(rows[name])
         if len(values) != count or values.ndim < 2:
-            raise ValueError(f"{name}: expected shape ({count}, ...), found {values.shape}")
+            raise RowsError(f"{name}: expected shape ({count}, ...), found {values.shape}")
         bad = ~np.isfinite(values).reshape(count, -1).all(axis=1)
         if bad.any():
             row = int(np.argmax(bad))
-            raise ValueError(
+            raise RowsError(
                 f"{name}: {bad.sum()} of {count} frames are not finite, the first is row {row}, frame "
                 f"{int(rows['sequence_position'][row])} of its sequence; the model has diverged, or the "
                 "checkpoint or the data is damaged"
@@ -310,7 +312,7 @@ def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dic
     """Rows → nested, JSON-able scores; None stands for what is not defined (a recall without any loop).
 
     Any subset of the frames can be scored: what asks and what answers is decided by the frames' positions in
-    the whole sequence, and a query has a loop when a frame of the subset is one. Raises ValueError on
+    the whole sequence, and a query has a loop when a frame of the subset is one. Raises RowsError on
     missing, misshapen, empty or non-finite rows.
     """
     check_rows(rows)

@@ -1,4 +1,4 @@
-"""Describes a density picture by its coarse content, with key points and a match that never moves anything."""
+"""Describes a density picture by its coarse content; its key points and its match say "the same pose"."""
 
 import flax.linen as nn
 import jax
