@@ -29,5 +29,8 @@ def positive_metres(text: str) -> float:
 
 
 def names(text: str) -> list[str]:
-    """Names with commas between them; none for an empty text."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Names with commas between them, each once; none for an empty text."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected each name once, found {text}")
+    return found
