@@ -164,12 +164,13 @@ def find_marker(root: Path) -> Path | None:
 
 
 def city_splits(marker: Path) -> Splits:
-    """The city's sequences by district; empty where the marker names none."""
+    """The city's sequences by district, from the marker's `sequences`: name → split."""
     try:
-        content = json.loads(marker.read_text())
-        splits = content.get("splits", {})
-        return {split: tuple(str(name) for name in splits.get(split, ())) for split in SPLITS}
-    except (ValueError, AttributeError, TypeError) as error:
+        split_of = json.loads(marker.read_text())["sequences"]
+        splits = {split: tuple(name for name in split_of if split_of[name] == split) for split in SPLITS}
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{marker}: expected JSON with `splits` of sequence names, found {error!r}. Write the city again."
+            f"{marker}: expected JSON with the split of each of its `sequences`, found {error!r}. Write the "
+            "city again."
         ) from None
+    return splits

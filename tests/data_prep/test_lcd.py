@@ -168,7 +168,7 @@ class TestKitti:
         assert "--compensate-motion" in capsys.readouterr().err
 
     def test_a_split_by_district_of_the_city(self, own_tree, tmp_path):
-        (own_tree.root / "BUILT-IN-CITY.json").write_text('{"splits": {"train": ["08"], "test": ["03"]}}')
+        (own_tree.root / "BUILT-IN-CITY.json").write_text('{"sequences": {"08": "train", "03": "test"}}')
         assert convert(own_tree.root, tmp_path / "out") == 0
         folder = PreparedFolder(tmp_path / "out")
         assert folder.manifest["source"]["built_in_city"] is True
