@@ -13,7 +13,15 @@ import numpy as np
 import shapely
 from scipy.spatial import cKDTree
 
-from data_prep.city.drives import MAX_SPEED, USUAL_SPEED, Log, Scene, drive_route, lane_offset
+from data_prep.city.drives import (
+    MAX_SPEED,
+    USUAL_SPEED,
+    Log,
+    Scene,
+    Trajectory,
+    drive_route,
+    lane_offset,
+)
 from data_prep.city.sizes import LoopSize
 from data_prep.city.streets import Street, StreetGraph
 from data_prep.city.sun import start_second
@@ -25,6 +33,7 @@ SHARES = {"first": 0.34, "same": 0.18, "lane": 0.22, "reverse": 0.26}  # of the 
 LOOP_DISTANCE = 4.0  # m between two frames that are a loop, in three dimensions
 LOOP_GAP = 50  # frames that must lie between them at least
 REACH = 3.7  # m across the street within which a pass is a revisit of another: less than LOOP_DISTANCE
+KERB_GAP = 0.95  # m between the middle of the vehicle and a kerb: half its width
 BESIDE = 1.5  # m across, from which on a revisit is beside its lane, no longer in it
 FIRST_DATE, DATES = np.datetime64("2011-04-01"), 210  # KITTI was recorded in one year, in no winter
 
@@ -62,11 +71,9 @@ def plan_loops(
         for index in range(count):
             frames = plan.keyframes // count + (index < plan.keyframes % count)
             seconds = frames * size.frame_seconds
-            legs = _plan_legs(world.graph, district, seconds, driven, rng)
+            legs, route, trajectory = _plan_drive(world, district, seconds, driven, rng)
             for leg in legs:
                 driven[leg.street] += 1
-            route = [legs[0].start, *(leg.end for leg in legs)]
-            trajectory = drive_route(world, route, seconds, rng, 0, [leg.offset for leg in legs])
             on = FIRST_DATE + int(rng.integers(DATES)) if date is None else np.datetime64(date)
             start = start_second(world.location, on, 0, rng) * 1_000_000 + int(rng.integers(0, 1_000_000))
             sequence = name(district)
@@ -108,20 +115,37 @@ def lateral_offsets(street: Street) -> tuple[float, float]:
     return max(outer - 2.2, 0.1), outer
 
 
-def _plan_legs(
+def _plan_drive(
+    world: World, district: str, seconds: float, driven: np.ndarray, rng: np.random.Generator
+) -> tuple[list[Leg], list[int], Trajectory]:
+    """The best of many walks that keeps to the road in all its bends: its legs, its nodes and its trajectory.
+
+    `driven` counts how often other drives have used each street.
+    """
+    room = world.road.buffer(-KERB_GAP)
+    shapely.prepare(room)
+    for legs in _walks(world.graph, district, seconds, driven, rng):
+        route = [legs[0].start, *(leg.end for leg in legs)]
+        trajectory = drive_route(world, route, seconds, rng, 0, [leg.offset for leg in legs])
+        of_drive = (trajectory.time > -0.5) & (trajectory.time < seconds + 0.5)
+        if shapely.contains_xy(room, trajectory.xy[of_drive]).all():
+            return legs, route, trajectory
+    raise RuntimeError(f"no walk through district {district!r} of {world.location} keeps to the road")
+
+
+def _walks(
     graph: StreetGraph, district: str, seconds: float, driven: np.ndarray, rng: np.random.Generator
-) -> list[Leg]:
-    """The best of many walks, each through the streets around a few blocks."""
+) -> list[list[Leg]]:
+    """Walks through the streets around a few blocks each, the best first."""
     rings = _rings(graph, district)
     metres = seconds * USUAL_SPEED  # the route is longer than what is driven of it
-    best, most = [], -np.inf
-    for _ in range(WALKS):
+    found = []
+    for number in range(WALKS):
         own = _few_blocks(graph, rings, SHARES["first"] * metres * rng.uniform(0.8, 1.4), rng)
         walk = _walk(graph, own, seconds * MAX_SPEED + 60, rng)
-        worth = _worth(graph, walk, metres) - STALE * sum(driven[leg.street] for leg in walk) / len(walk)
-        if worth > most:
-            best, most = walk, worth
-    return best
+        used = sum(driven[leg.street] for leg in walk) / len(walk)
+        found.append((STALE * used - _worth(graph, walk, metres), number, walk))
+    return [walk for _, _, walk in sorted(found)]
 
 
 def _rings(graph: StreetGraph, district: str) -> list[set[int]]:
