@@ -17,8 +17,13 @@ of the growing protocol with what it retrieved; a loop is verified by `min_inlie
 the estimated pose is more than `pose_tolerance` metres off (Table III of the paper: a count and a precision,
 since no recall is definable).
 
-What `placerec_jax.evaluate` and training call beyond what `evaluation/pose.py` lists: `SCORED`, `KEEP`,
-`passes`, `references`, `second_stage` and `watched`.
+Hooks beyond what `evaluation/pose.py` lists, each of which an evaluator may have, in the order of their use:
+
+- `watched(cfg, prepared, split, limit)` → (examples, rows known of them): what training's evaluation looks at;
+- `SCORED`, `KEEP`: outputs kept for a whole split however large, by training and by `placerec_jax.evaluate`;
+- `passes(cfg)` → {name: config}: further passes over the split, whose rows are called `name/output`;
+- `references(cfg, prepared, rows, cache)` → rows with baselines, after `annotate`;
+- `second_stage(method, cfg, rows)` → rows with what takes two examples at once.
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ def recall_by_kind(shares: Mapping[str, Mapping[str, float]], counts: Mapping[st
     """{method: {kind: R@1}} and {kind: queries} → PNG: bars by kind of revisit, the first method in blue."""
     kinds = [kind for kind, count in counts.items() if count]
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(5.6, 2.6 * len(kinds)), 3.6), layout="constrained")
+        figure = Figure(figsize=(3.0 + 0.5 * max(len(shares) * len(kinds), 6), 3.6), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / len(shares)
         for number, (name, by_kind) in enumerate(shares.items()):

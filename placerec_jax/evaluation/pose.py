@@ -7,6 +7,8 @@ arXiv 2407.08561, section IV).
 
 What every evaluator module defines: `annotate`, `score`, `summarize`, `verdict`, `tables`, `choose_examples`,
 `report` and `files`. Training calls `score` and `summarize`; `placerec_jax.evaluate` calls them all.
+Optional hooks (`SCORED`, `KEEP`, `passes`, `references`, `second_stage`, `watched`) are described in
+`loop_closure.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -119,6 +119,18 @@ def test_limit_keeps_evenly_spread_rows_with_their_noise():
     np.testing.assert_array_equal(rows["pose"], everything["pose"][rows["position"]])
 
 
+def test_large_outputs_are_kept_when_asked_for_by_name():
+    rows = predict(make_config(), keep=("map", "absent"))
+    assert set(rows) == {"index", "position", "pose", "map"}
+    np.testing.assert_array_equal(rows["map"][:, 0, 0], 1 + np.arange(SIZE))
+
+
+def test_examples_may_be_named_instead_of_a_limit():
+    rows = predict(make_config(), limit=2, examples=np.array([1, 5, 16]))
+    np.testing.assert_array_equal(rows["position"], [1, 5, 16])
+    np.testing.assert_array_equal(rows["index"], [101, 105, 116])
+
+
 @pytest.mark.parametrize("limit", [None, SIZE, SIZE + 1])
 def test_spread_without_a_real_limit_is_everything(limit):
     np.testing.assert_array_equal(inference.spread(SIZE, limit), np.arange(SIZE))

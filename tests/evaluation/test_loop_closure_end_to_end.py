@@ -113,3 +113,17 @@ def test_the_report_shows_what_was_found(evaluated):
     record = json.loads((workdir / "report" / "report.json").read_text())
     assert record["scores"]["queries"] == 2 * LAP
     assert len(list((workdir / "references").glob("pixels-*.npy"))) == 4  # turned or not, two protocols
+
+
+def test_ones_own_descriptors_are_scored_by_one_command(folder, run_command, tmp_path):
+    """Where a place is, as a descriptor, finds every loop."""
+    angle = 2 * np.pi * np.arange(2 * LAP) / LAP
+    np.save(tmp_path / "mine.npy", np.stack([np.cos(angle), np.sin(angle)], axis=-1))
+    done = run_command(
+        "-m", "placerec_jax.score", "--prepared", folder, "--sequence", "08",
+        "--descriptors", tmp_path / "mine.npy", "--loop_gap", 10, "--first_query", 0,
+    )  # fmt: skip
+    assert "mine  1.000        1.000" in done.stdout
+    record = json.loads((tmp_path / "score-08" / "report.json").read_text())
+    assert record["scores"]["counts"]["growing"]["08"]["with_loop"] == LAP
+    assert record["scores"]["estimates"]["mine"]["growing"]["all"]["ap"]["pairs"] == pytest.approx(1.0)
