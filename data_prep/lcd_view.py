@@ -121,7 +121,6 @@ def draw_scan(scan: Scan, compensate_motion: bool) -> Figure:
     figure.colorbar(dots, ax=top, label="depth (m)", pad=0.005, fraction=0.02)
     whole, by_depth, by_colour = (figure.add_subplot(grid[1, i]) for i in range(3))
     _draw_from_above(whole, _height_picture(xyz), f"{occupied} cells with points, by height")
-    whole.set_facecolor("black")
     share = f"{linked} cells with links ({linked / max(occupied, 1):.0%}), by depth"
     _draw_from_above(by_depth, _mean_picture(cell, depth[:, None])[..., 0], share, **depth_colours)
     colours = _mean_picture(cell, image[pixel[:, 0], pixel[:, 1]] / 255.0)
@@ -164,7 +163,7 @@ def _mean_picture(cell: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _draw_from_above(axes: Axes, picture: np.ndarray, title: str, **colours: object) -> None:
     """Rows along x and columns along y, drawn forward up and left on the left."""
-    axes.set_facecolor(_EMPTY)
+    axes.set_facecolor("black")
     axes.imshow(
         picture[::-1, ::-1],
         extent=(REACH, -REACH, -REACH, REACH),

@@ -6,6 +6,7 @@ To add one: write a reader in `data_prep.raw` and enter it in FORMATS.
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,8 @@ from data_prep import option_types
 from data_prep.errors import InputError
 from data_prep.raw import bev_folder, kitti, kitti360
 from data_prep.raw.scans import ScanSequence
+
+_DRIVE_FOLDER = re.compile(r"^\d{4}_\d\d_\d\d_drive_(\d{4})_sync$")  # of KITTI-360
 
 CITY_MARKER = "BUILT-IN-CITY.json"  # stands in a root that the built-in city wrote
 
@@ -164,11 +167,12 @@ def find_marker(root: Path) -> Path | None:
 
 
 def city_splits(marker: Path) -> Splits:
-    """The city's sequences by district, from the marker's `sequences`: name → split."""
+    """The city's sequences by district, from the marker's `sequences`: name or folder of a drive → split."""
     try:
-        split_of = json.loads(marker.read_text())["sequences"]
+        content = json.loads(marker.read_text())["sequences"]
+        split_of = {_DRIVE_FOLDER.sub(r"\1", name): split for name, split in content.items()}
         splits = {split: tuple(name for name in split_of if split_of[name] == split) for split in SPLITS}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{marker}: expected JSON with the split of each of its `sequences`, found {error!r}. Write the "
             "city again."

@@ -125,9 +125,13 @@ def test_calib_without_tr(tmp_path, capsys):
 
 def test_the_city_says_its_splits(tmp_path):
     marker = tmp_path / scan_sources.CITY_MARKER
-    marker.write_text(json.dumps({"what": "…", "splits": {"train": ["00"], "test": ["01", "02"]}}))
+    marker.write_text(
+        json.dumps(
+            {"what": "…", "sequences": {"00": "train", "01": "test", "2013_05_28_drive_0002_sync": "test"}}
+        )
+    )
     splits = scan_sources.city_splits(marker)
-    assert splits == {"train": ("00",), "val": (), "test": ("01", "02")}
+    assert splits == {"train": ("00",), "val": (), "test": ("01", "0002")}
     assert scan_sources.find_marker(tmp_path) == marker
     (tmp_path / "dataset").mkdir()
     assert scan_sources.find_marker(tmp_path / "dataset") == marker
