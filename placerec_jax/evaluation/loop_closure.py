@@ -19,7 +19,7 @@ since no recall is definable).
 
 Hooks beyond what `evaluation/pose.py` lists, each of which an evaluator may have, in the order of their use:
 
-- `watched(cfg, prepared, split, limit)` → (examples, rows known of them): what training's evaluation looks at;
+- `watched(cfg, prepared, split, limit)` → (examples, rows known of them): what training looks at;
 - `SCORED`, `KEEP`: outputs kept for a whole split however large, by training and by `placerec_jax.evaluate`;
 - `passes(cfg)` → {name: config}: further passes over the split, whose rows are called `name/output`;
 - `references(cfg, prepared, rows, cache)` → rows with baselines, after `annotate`;
