@@ -190,7 +190,7 @@ class Trajectories:
         table = prepared.table("sequences")
         records = [table.read(i) for i in range(len(table))]
         lengths = [len(record["map_T_lidar"]) for record in records]
-        self.names = tuple(record["sequence"] for record in records)
+        self.names = tuple(record["sequence"].decode() for record in records)
         self.sequence = np.repeat(np.arange(len(records)), lengths)
         self.position = np.concatenate([np.arange(length) for length in lengths])
         self.map_T_lidar = np.concatenate([np.asarray(r["map_T_lidar"], np.float64) for r in records])
