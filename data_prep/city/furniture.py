@@ -178,11 +178,22 @@ def _add_junction_pole(
     )
 
 
+class Parking(NamedTuple):
+    """How cars are parked along the streets."""
+
+    ends: float = 12.0  # m kept free from the junctions
+    on_sidewalk: float = 0.0  # m by which cars stand farther out than in the gutter
+
+
+IN_GUTTER = Parking()
+
+
 def park_cars(
     graph: StreetGraph,
     crossings: list[shapely.Polygon],
     paths: list[tuple[np.ndarray, float]],
     rng: np.random.Generator,
+    parking: Parking = IN_GUTTER,
 ) -> list[Car]:
     """Cars at the kerbs of one date.
 
@@ -197,15 +208,16 @@ def park_cars(
         if street.district == "" or street.width < 7.0:
             continue
         curve = graph.curve(number)
-        first = graph.setback(number, street.a) + 12
-        last = graph.length(number) - graph.setback(number, street.b) - 12
+        first = graph.setback(number, street.a) + parking.ends
+        last = graph.length(number) - graph.setback(number, street.b) - parking.ends
         share = rng.choice([0.0, 0.25, 0.6]) if street.lanes == 1 else 0.15
         for side in (-1, 1):
             s = first
             while s < last:
                 length, width, height = rng.normal(4.5, 0.35), rng.normal(1.82, 0.08), rng.normal(1.55, 0.15)
                 middle = s + length / 2
-                centre = curve.beside(middle, side * (street.width / 2 - width / 2 - 0.25))
+                gutter = street.width / 2 - width / 2 - 0.25
+                centre = curve.beside(middle, side * (gutter + parking.on_sidewalk))
                 taken = rng.random() < share
                 variant, tone, turn = rng.integers(len(CAR_COLOURS)), rng.uniform(0.8, 1.2), rng.random()
                 s += length + rng.uniform(0.9, 3.0)

@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.city.actors import STANDING_SPEED, Actor, plan_actors
 from data_prep.city.classes import Label, instance_id
 from data_prep.city.drives import Log, Scene
-from data_prep.city.furniture import Car, add_cars, park_cars
+from data_prep.city.furniture import IN_GUTTER, Car, Parking, add_cars, park_cars
 from data_prep.city.light import Light, draw_light, in_season
 from data_prep.city.living import Stage, View
 from data_prep.city.mesh import Mesh, MeshBuilder, merge, near
@@ -38,6 +38,7 @@ from data_prep.city.world import World, build_world, location_rng
 
 VIEW = 260.0  # m around a drive: what stands farther away is not rendered
 ANNOTATION_RANGE = 50.0  # m
+POST_GAP = 2.9  # m between the middle of a car on the sidewalk and a pole or tree there
 JPEG_QUALITY = 92
 _IMAGE_OPTIONS = {
     ".jpg": [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
@@ -85,6 +86,7 @@ class Layout:
     sizes: str = "keyframes"  # which of SIZE_TABLES its towns have
     one_calibration: bool = False  # for all drives; otherwise each date has its own
     finds_boxes: bool = True
+    parking: Parking = IN_GUTTER
     turns: bool = False
     """Whether the LiDAR turns once a frame, to the right, looking ahead at its timestamp, so that the car's
     motion is in its sweeps; otherwise they are snapshots."""
@@ -129,7 +131,11 @@ def instruments(world: World, log: Log, size_name: str, seed: int, layout: Layou
     actors = plan_actors(world, log, location_rng(seed, log.location, 7, log.number))
     path = log.trajectory.pose(np.arange(-0.5, log.seconds, 0.1))[:, :2]
     paths = [(path, 2.05)] + [_berth(actor) for actor in actors if actor.kind in ("car", "truck", "bus")]
-    parked = park_cars(world.graph, world.crossings, paths, location_rng(seed, log.location, 4, log.number))
+    if layout.parking.on_sidewalk:
+        posts = [thing.xy for thing in (*world.furniture.poles, *world.furniture.trees)]
+        paths += [(np.array([xy, np.add(xy, 0.01)]), POST_GAP) for xy in posts]
+    rng = location_rng(seed, log.location, 4, log.number)
+    parked = park_cars(world.graph, world.crossings, paths, rng, layout.parking)
     rig = log_rig(log, size_name, seed, layout)
     return Instruments(rig, log_light(log, seed, len(rig.cameras)), parked, actors)
 

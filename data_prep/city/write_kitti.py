@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.city.drives import Log
+from data_prep.city.furniture import Parking
 from data_prep.city.loops import LoopDrive, count_loops
 from data_prep.city.recording import Instant, Layout, map_poses, timestamps
 from data_prep.city.sensors import Mount, Rig, RigPlan
@@ -33,6 +34,8 @@ RIG = RigPlan(
 # m to the right of the left grey camera, whose frame is that of the poses.
 BASELINES = {"P0": 0.0, "P1": 0.537, "P2": -0.06, "P3": 0.473}
 NUMBERS = {"train": (0, 5, 6, 7, 9), "val": (8,), "test": (1, 2, 3, 4, 10)}
+# Half on the sidewalk, as in Karlsruhe's narrow streets: the drives take up all of the carriageway.
+PARKING = Parking(ends=8.0, on_sidewalk=1.2)
 DATE = None  # every drive has its own
 MAX_REFLECTANCE = 0.99
 _FULL_INTENSITY = 100.0  # of the city's, that is a reflectance of 1
@@ -73,7 +76,7 @@ def velodyne_bytes(points: np.ndarray) -> bytes:
     return np.concatenate([points[:, :3], reflectance], axis=1).astype("<f4").tobytes()
 
 
-LAYOUT = Layout(RIG, _image_file, _write_sweep, sizes="kitti", finds_boxes=False)
+LAYOUT = Layout(RIG, _image_file, _write_sweep, sizes="kitti", finds_boxes=False, parking=PARKING)
 
 
 def make_folders(root: Path, drives: Sequence[LoopDrive]) -> None:

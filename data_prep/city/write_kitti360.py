@@ -18,7 +18,7 @@ from data_prep.city.loops import LoopDrive, count_loops
 from data_prep.city.recording import Instant, Layout, map_poses, timestamps
 from data_prep.city.sensors import Mount, Rig, RigPlan, yaw_matrix
 from data_prep.city.world import World, location_rng
-from data_prep.city.write_kitti import BEAMS, sequence_of, velodyne_bytes
+from data_prep.city.write_kitti import BEAMS, PARKING, sequence_of, velodyne_bytes
 from placerec_jax.ops import rigid
 
 # The ego frame lies on the ground below the LiDAR. The camera looks down and a little to the left.
@@ -78,6 +78,7 @@ LAYOUT = Layout(
     one_calibration=True,
     finds_boxes=False,
     turns=True,
+    parking=PARKING,
 )
 
 

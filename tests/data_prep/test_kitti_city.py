@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 
 from data_prep.city import generate, loops, recording, write_kitti, write_kitti360
 from data_prep.city.loops import LoopDrive
@@ -332,6 +333,22 @@ def test_drives_keep_to_the_road_and_turn_nowhere_on_the_spot(small):
             assert 0.8 < step.mean() < 1.25
             turn = np.einsum("nij,nij->n", poses[1:, :3, :3], poses[:-1, :3, :3])
             assert np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1))).max() < 20
+
+
+def test_cars_are_parked_beside_the_drives_and_touch_nothing(small):
+    ((world, drives),) = small
+    posts = shapely.points([thing.xy for thing in (*world.furniture.poles, *world.furniture.trees)])
+    for drive in drives[3:5]:
+        own = recording.instruments(world, drive, "small", 0, write_kitti.LAYOUT)
+        path = shapely.LineString(poses_of(world, drive)[:, :2, 3])
+        near = [car for car in own.cars if path.distance(shapely.Point(car.xy)) < 20]
+        assert len(near) >= 3
+        for car in near:
+            body = shapely.box(-car.size[0] / 2, -car.size[1] / 2, car.size[0] / 2, car.size[1] / 2)
+            body = shapely.affinity.rotate(body, car.yaw, (0, 0), use_radians=True)
+            body = shapely.affinity.translate(body, *car.xy)
+            assert body.distance(path) > 0.95  # half the width of the vehicle
+            assert shapely.distance(posts, body).min() > 0.2
 
 
 def test_districts_do_not_share_a_street(small):
