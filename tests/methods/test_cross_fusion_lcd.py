@@ -389,3 +389,30 @@ def test_verification_finds_the_motion_between_two_scans():
     np.testing.assert_array_equal(order[found["partner"][0]], np.arange(POINTS))
     assert int(found["inliers"][0]) >= POINTS - 8
     assert found["inlier_mask"][0, 8:].all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pose_dim": 3},
+        {"pose_dim": 3, "fusion__enabled": False},
+        {"sinkhorn__shared": False},
+        {"fusion__use_cvtki": False, "fusion__use_genkb": False},
+        {"renormalize_descriptor": True, "position_encoder": False, "backbone": "s"},
+    ],
+    ids=str,
+)
+def test_variants_train_by_shape(settings: dict):
+    cfg = tiny(**settings)
+    model = lcd.model(cfg)
+    abstract_batch = lambda training: {  # noqa: E731
+        name: jax.ShapeDtypeStruct((2, *f.shape), f.dtype) for name, f in lcd.features(cfg, training).items()
+    }
+
+    def step(scans, triplets):
+        variables = model.init(jax.random.key(0), scans, train=False)
+        out, _ = model.apply(variables, triplets, train=True, mutable=["batch_stats"])
+        return lcd.loss(cfg, out, triplets)
+
+    terms = jax.eval_shape(step, abstract_batch(False), abstract_batch(True))
+    assert set(terms) == set(lcd.loss_terms(cfg))
