@@ -28,11 +28,13 @@ from placerec_jax.errors import ConfigError
 from placerec_jax.methods import Encoder, run_encoders
 from placerec_jax.modules import alike
 from placerec_jax.modules.cross_modal import Converter, Fusion, Generator, PixelPool, sort_tokens
+from placerec_jax.modules.harmonic import HarmonicBackbone, HarmonicSize
 from placerec_jax.modules.loop_position import PositionEncoder
 from placerec_jax.modules.netvlad import NetVLAD, l2_normalize
 from placerec_jax.modules.sharding import constrain_batch
 from placerec_jax.ops import keypoints, matching, transport
 from placerec_jax.ops.grid import Grid2D
+from placerec_jax.ops.polar import layout_descriptor
 from placerec_jax.ops.rigid import rigid_apply, rigid_inverse, se2_apply
 from placerec_jax.ops.rigid_fit import fit_se2, fit_se3
 
@@ -62,11 +64,18 @@ def _alike(size: str, model: ml_collections.ConfigDict, dtype: Any) -> nn.Module
     return alike.Alike(alike.SIZES[size], dtype=dtype)
 
 
+def _polar(model: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
+    p = model.polar
+    levels = tuple(tuple(level) for level in p.levels)
+    return HarmonicBackbone(HarmonicSize(levels, p.dim, p.smoothing), dtype)
+
+
 # What looks at the BEV, by `config.model.backbone`: (config.model, dtype) → a module with
-# __call__(bev (B, H, W, C), train) → (map (B, H, W, ·), score (B, H, W) in (0, 1)) and
-# read(values (..., ·) of the map) → features (..., D).
+# __call__(bev (B, H, W, C), train) → (what features are read from, score (B, H, W) in (0, 1)) and
+# features_at(what was returned, cell (B, K)) → features (B, K, D).
 BACKBONES: dict[str, Callable[[ml_collections.ConfigDict, Any], nn.Module]] = {
-    size: functools.partial(_alike, size) for size in alike.SIZES
+    **{size: functools.partial(_alike, size) for size in alike.SIZES},
+    "polar": _polar,  # turns with the scan, not of the paper
 }
 
 INPUTS = ("points", "density")
@@ -102,6 +111,7 @@ def check(cfg: ml_collections.ConfigDict) -> None:
         ("backbone", BACKBONES),
         ("image_backbone", alike.SIZES),
         ("eval_image", EVALUATION_IMAGES),
+        ("descriptor_loss", DESCRIPTOR_LOSSES),
         ("loss_form", LOSS_FORMS),
         ("pose_dim", POSES),
     ):
@@ -453,7 +463,7 @@ class CrossFusionLCD(nn.Module):
         score = jnp.where(occupied, score, 0.0)
         cell, mask, best = keypoints.top_keypoints(score, occupied, m.num_keypoints, m.nms_radius, m.border)
         xy = _centre(cell, grid)
-        found = l2_normalize(self.bev_backbone.read(keypoints.gather(values, cell)))
+        found = l2_normalize(self.bev_backbone.features_at(values, cell))
         if m.position_encoder:
             found = l2_normalize(self.position_encoder(found, xy, mask))
         out = {
@@ -464,9 +474,11 @@ class CrossFusionLCD(nn.Module):
             "keypoint_score": best,
             "features": found * mask[..., None],
         }
+        if m.layout_share:
+            out["layout"] = layout_descriptor(bev, grid)
         if link_cell is not None:
             link_cell = _flat(link_cell)
-            out["link_features"] = l2_normalize(self.bev_backbone.read(keypoints.gather(values, link_cell)))
+            out["link_features"] = l2_normalize(self.bev_backbone.features_at(values, link_cell))
             out["link_score"] = keypoints.gather(score[..., None], link_cell)[..., 0]
         return _unflat(out, count)
 
@@ -544,7 +556,10 @@ class CrossFusionLCD(nn.Module):
     def describe(
         self, scan: dict[str, jax.Array], fusion: dict[str, jax.Array] | None = None, *, train: bool
     ) -> dict[str, jax.Array]:
-        """Eq. 4: `descriptor` (B, S, clusters · D), σ(λ)·D_BI + (1 − σ(λ))·D_B."""
+        """Eq. 4: `learned` (B, S, clusters · D), σ(λ)·D_BI + (1 − σ(λ))·D_B, and the `descriptor` of a place.
+
+        They are the same unless `model.layout_share` gives the layout a share of squared distances.
+        """
         del train
         count, mask = scan["mask"].shape[1], _flat(scan["mask"])
         descriptor = self.bev_vlad(_flat(scan["features"]), mask)
@@ -553,7 +568,11 @@ class CrossFusionLCD(nn.Module):
             descriptor = share * self.fused_vlad(_flat(fusion["features"]), mask) + (1 - share) * descriptor
         if self.cfg.model.renormalize_descriptor:
             descriptor = l2_normalize(descriptor)
-        return _unflat({"descriptor": descriptor}, count)
+        out = _unflat({"learned": descriptor, "descriptor": descriptor}, count)
+        if share_of_layout := self.cfg.model.layout_share:
+            parts = ((1 - share_of_layout) ** 0.5 * out["learned"], share_of_layout**0.5 * scan["layout"])
+            out["descriptor"] = jnp.concatenate(parts, axis=-1)
+        return out
 
     def align(
         self,
@@ -662,7 +681,9 @@ def loss(
     compare = LOSS_FORMS[cfg.model.loss_form]
     terms = {
         "score": _score_loss(scan["score"][:, :PAIR], batch["score_label"]),
-        "triplet": _triplet_loss(representations["descriptor"]["descriptor"], cfg.model.margin),
+        "triplet": DESCRIPTOR_LOSSES[cfg.model.descriptor_loss](
+            cfg, representations["descriptor"]["learned"], batch
+        ),
         "pose": compare(moved, truth, alignment["mask"]),
         "match": compare(targets, truth, alignment["mask"]),
     }
@@ -686,11 +707,38 @@ def _score_loss(score: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.sum(error**2), jnp.sum(known, dtype=jnp.float32)
 
 
-def _triplet_loss(descriptor: jax.Array, margin: float) -> tuple[jax.Array, jax.Array]:
+def _triplet_loss(
+    cfg: ml_collections.ConfigDict, descriptor: jax.Array, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """Eq. 6 on (B, 3, D): the positive nearer than the negative by the margin, in Euclidean distance."""
+    del batch
     query, positive, negative = descriptor[:, 0], descriptor[:, 1], descriptor[:, 2]
     near, far = (jnp.sqrt(jnp.sum((query - x) ** 2, axis=-1) + 1e-12) for x in (positive, negative))
-    return jnp.sum(nn.relu(near - far + margin)), jnp.float32(len(query))
+    return jnp.sum(nn.relu(near - far + cfg.model.margin)), jnp.float32(len(query))
+
+
+def _contrastive_loss(
+    cfg: ml_collections.ConfigDict, descriptor: jax.Array, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """InfoNCE on (B, 3, D): query and positive find each other among all scans of the batch that are far.
+
+    A scan is far in another sequence, or beyond `data.negative_distance`. Not of the paper: a triplet's
+    random negative is soon too easy, of many the hardest counts.
+    """
+    flat = descriptor.reshape(-1, descriptor.shape[-1])
+    place, sequence = batch["map_T_lidar"][..., :3, 3].reshape(-1, 3), batch["sequence"].reshape(-1)
+    numbers = jnp.arange(len(flat)).reshape(-1, TRIPLET)
+    anchor = numbers[:, :PAIR].reshape(-1)
+    partner = numbers[:, PAIR - 1 :: -1].reshape(-1)
+    distance = jnp.linalg.norm(place[anchor][:, None] - place, axis=-1)
+    far = (distance > cfg.data.negative_distance) | (sequence[anchor][:, None] != sequence)
+    similarity = jnp.matmul(flat[anchor], flat.T, precision=jax.lax.Precision.HIGHEST) / cfg.model.temperature
+    right = jnp.take_along_axis(similarity, partner[:, None], axis=1)[:, 0]
+    others = jax.nn.logsumexp(jnp.where(far, similarity, -jnp.inf), axis=1)
+    return jnp.sum(jnp.logaddexp(right, others) - right), jnp.float32(len(anchor))
+
+
+DESCRIPTOR_LOSSES = {"triplet": _triplet_loss, "contrastive": _contrastive_loss}
 
 
 def split_form(found: list[jax.Array], truth: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from placerec_jax.modules.conv import ConvBatchNormReLU, batch_norm, conv, surround
 from placerec_jax.modules.sharding import constrain_batch
+from placerec_jax.ops.keypoints import gather
 from placerec_jax.ops.resize import upsample_bilinear
 
 
@@ -105,3 +106,7 @@ class Alike(nn.Module):
     def read(self, values: jax.Array) -> jax.Array:
         """(..., dim) entries of the map → (..., dim) float32 features, not normalised."""
         return self.feature_head(values).astype(jnp.float32)
+
+    def features_at(self, values: jax.Array, cell: jax.Array) -> jax.Array:
+        """(B, H, W, dim) map and (B, K) flat cells → (B, K, dim) float32 features, not normalised."""
+        return self.read(gather(values, cell))

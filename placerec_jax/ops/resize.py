@@ -1,4 +1,4 @@
-"""Enlarging feature maps."""
+"""Feature maps between their cells: enlarged, or read at points."""
 
 import jax
 import jax.numpy as jnp
@@ -51,3 +51,23 @@ def _upsample_axis_aligned(x: jax.Array, axis: int, factor: int) -> jax.Array:
     matrix = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(n)))
     product = jnp.tensordot(x, jnp.asarray(matrix, x.dtype), axes=[[axis], [1]])
     return jnp.moveaxis(product, -1, axis)
+
+
+def sample_bilinear(x: jax.Array, place: jax.Array) -> jax.Array:
+    """(B, H, W, C) maps and (B, K, 2) places (row, column) in cells, whole at their centres → (B, K, C).
+
+    Places beyond the outermost centres read the border.
+    """
+    last = jnp.array([x.shape[1] - 1, x.shape[2] - 1], jnp.float32)
+    place = jnp.clip(place, 0.0, last)
+    first = jnp.minimum(jnp.floor(place), jnp.maximum(last - 1, 0)).astype(jnp.int32)
+    share = (place - first).astype(x.dtype)
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    total = 0.0
+    for row in (0, 1):
+        for column in (0, 1):
+            index = jnp.minimum(first + jnp.array([row, column]), last.astype(jnp.int32))
+            weight = jnp.abs(1 - row - share[..., 0]) * jnp.abs(1 - column - share[..., 1])
+            number = index[..., 0] * x.shape[2] + index[..., 1]
+            total += weight[..., None] * jnp.take_along_axis(flat, number[..., None], axis=1)
+    return total

@@ -185,7 +185,7 @@ def made_representations(cfg, rng, perfect: bool):
             "generated": features,
             "seen": known.any(axis=-1),
         },
-        "descriptor": {"descriptor": descriptor.at[:, 1].set(descriptor[:, 0]).at[:, 2].add(9.0)},
+        "descriptor": {"learned": descriptor.at[:, 1].set(descriptor[:, 0]).at[:, 2].add(9.0)},
         "alignment": {
             "query": query,
             "mask": jnp.ones((2, POINTS), bool),
@@ -215,7 +215,7 @@ def test_losses_by_hand():
     terms = {name: mean(pair) for name, pair in lcd.loss(cfg, made, batch).items()}
     label, score = batch["score_label"], np.asarray(made["scan"]["score"])[:, :2]
     assert terms["score"] == pytest.approx(np.mean((score - label)[label != 255] ** 2), rel=1e-4)
-    q, p, n = np.moveaxis(np.asarray(made["descriptor"]["descriptor"]), 1, 0)
+    q, p, n = np.moveaxis(np.asarray(made["descriptor"]["learned"]), 1, 0)
     distance = lambda a, b: np.linalg.norm(a - b, axis=-1)  # noqa: E731
     expected = np.maximum(distance(q, p) - distance(q, n) + 0.5, 0).mean()
     assert terms["triplet"] == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,46 @@
+"""Maps in polar coordinates about the sensor, and what of them does not depend on where it faces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from placerec_jax.ops.grid import Grid2D
+from placerec_jax.ops.resize import sample_bilinear
+from placerec_jax.ops.smooth import gaussian_blur
+
+RINGS = 30
+AZIMUTHS = 120  # 3°
+FREQUENCIES = 31  # 0 to 30 waves a turn
+SMOOTHING = 0.8  # metres
+_TINY = 1e-9
+
+
+def polar_resample(x: jax.Array, grid: Grid2D, rings: int, azimuths: int, reach: float) -> jax.Array:
+    """(B, H, W, C) on `grid` → (B, rings, azimuths, C): bilinear samples about the origin of the grid.
+
+    Ring r lies at (r + 1/2) · reach / rings metres; azimuth 0 is forward (x), and azimuths increase to the
+    left.
+    """
+    radius = (np.arange(rings) + 0.5)[:, None] * (reach / rings)
+    azimuth = np.arange(azimuths) * (2 * np.pi / azimuths)
+    xy = np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1).reshape(-1, 2)
+    place = ((xy - np.asarray(grid.lower)) / grid.cell - 0.5).astype(np.float32)
+    found = sample_bilinear(x, jnp.broadcast_to(place, (x.shape[0], *place.shape)))
+    return found.reshape(x.shape[0], rings, azimuths, x.shape[-1])
+
+
+def layout_descriptor(bev: jax.Array, grid: Grid2D) -> jax.Array:
+    """(B, H, W, C) non-negative BEV on `grid` → (B, 30 · 31 · C) float32 of unit length, with no parameters.
+
+    Rings about the sensor and the magnitudes of their Fourier series along the azimuth: a turn of the scan
+    shifts the azimuth and leaves the magnitudes. Square roots keep dense cells from outweighing all others,
+    and a ring counts by its area. What is farther than the nearest edge is not looked at. A scan without
+    content gives zeros.
+    """
+    reach = min(abs(edge) for edge in grid.extent)
+    smooth = gaussian_blur(jnp.sqrt(bev), SMOOTHING / grid.cell)
+    rings = polar_resample(smooth, grid, RINGS, AZIMUTHS, reach)
+    wave = jnp.fft.rfft(rings, axis=2)[:, :, :FREQUENCIES]
+    weight = np.sqrt(np.arange(RINGS) + 0.5).astype(np.float32)[:, None, None]
+    flat = (jnp.abs(wave) * weight).reshape(len(bev), -1)
+    return flat * jax.lax.rsqrt(jnp.sum(flat**2, axis=-1, keepdims=True) + _TINY)
