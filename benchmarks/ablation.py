@@ -3,10 +3,11 @@
     python -m benchmarks.ablation --config=configs/maplocnet.py:ablation --tables=II,III --seeds=3 \
         --out=docs/results/maplocnet-ablation.md
 
-The tables are `ABLATIONS` of the config's file. Every run is a training and an evaluation of its own below
-`--workdir`; its scores are a line of WORKDIR/results.jsonl. What is there is not run again: the command can
-be stopped and goes on where it was. `--config.NAME=VALUE` holds for all runs. `--jobs=2` runs two at a time,
-each on its share of the processor's cores: small networks do not fill several.
+The tables are `ABLATIONS` of the config's file. They show errors of poses beside the published ones, or what
+another evaluator declares (`benchmarks/ablation_figures.py`). Every run is a training and an evaluation of
+its own below `--workdir`; its scores are a line of WORKDIR/results.jsonl. What is there is not run again: the
+command can be stopped and goes on where it was. `--config.NAME=VALUE` holds for all runs. `--jobs=2` runs two
+at a time, each on its share of the cores: small networks do not fill several.
 """
 
 import hashlib
@@ -30,12 +31,22 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from benchmarks import ablation_figures
+from benchmarks.ablation_figures import markdown_table, mean_and_spread
 from placerec_jax import methods
 from placerec_jax.data.preparation import ensure_prepared
 from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.training.checkpoint import config_as_json
 
 KINDS = {"position": "m", "longitudinal": "m", "lateral": "m", "orientation": "°"}
+
+
+class Form(NamedTuple):
+    """How the results of an evaluator are kept and shown."""
+
+    keep: Callable[[Mapping[str, Any]], dict[str, Any]]  # of a report's scores, for a line of results
+    text: Callable[[str, Mapping[str, tuple], Mapping[str, list[dict[str, Any]]]], str]  # a table's Markdown
+    shared: tuple[str, ...]  # folders of a workdir that all runs may share
 
 
 class Run(NamedTuple):
@@ -108,11 +119,40 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def form_of(cfg: ml_collections.ConfigDict, method: ModuleType) -> Form:
+    """The form for the config's evaluator: that of poses, or the tables that the evaluator declares."""
+    evaluator = importlib.import_module(f"placerec_jax.evaluation.{cfg.eval.evaluator}")
+    if not hasattr(evaluator, "ABLATION_TABLES"):
+        return Form(
+            lambda scores: {name: scores[name] for name in ("thresholds", "estimates")},
+            lambda table, rows, results: table_text(table, rows, results, method),
+            (),
+        )
+    return Form(
+        lambda scores: ablation_figures.kept(evaluator, scores),
+        lambda table, rows, results: ablation_figures.table_text(
+            table, {row: results[row] for row in rows}, evaluator, tuple(cfg.eval.get("references", ()))
+        ),
+        # What training-free references computed: a file there is called after all that it depends on.
+        ("references",) if hasattr(evaluator, "references") else (),
+    )
+
+
+def share(workdir: Path, names: Iterable[str]) -> None:
+    """Makes `workdir` and links its folders `names` to those beside it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (workdir.parent / name).mkdir(exist_ok=True)
+        if not (workdir / name).exists():
+            (workdir / name).symlink_to(Path("..") / name, target_is_directory=True)
+
+
 def train_and_score(
-    run: Run, config: str, forwarded: list[str], folder: Path, cores: set[int]
+    run: Run, config: str, forwarded: list[str], folder: Path, cores: set[int], form: Form
 ) -> dict[str, Any]:
     """Runs the entry points as a user would, on `cores`, and reads the report they leave."""
     workdir = folder / f"{run.key}-seed{run.seed}"
+    share(workdir, form.shared)
     shared = [f"--config={config}", f"--workdir={workdir}", *forwarded]
     shared += [f"--config.{name}={value}" for name, value in run.settings.items()]
     seconds = {}
@@ -135,16 +175,8 @@ def train_and_score(
         "step": report["checkpoint"]["step"],
         "device": report["device"],
         "queries": report["scores"]["queries"],
-        "thresholds": report["scores"]["thresholds"],
-        "estimates": report["scores"]["estimates"],
+        **form.keep(report["scores"]),
     }
-
-
-def mean_and_spread(values: Iterable[float]) -> str:
-    """Mean ± sample standard deviation."""
-    values = list(values)
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def ordered_pairs(
@@ -165,14 +197,19 @@ def ordered_pairs(
     return right, right + len(wrong), wrong
 
 
+def published_rows(method: ModuleType) -> dict[tuple, dict[str, Any]]:
+    """{(table, model, cameras): the paper's row}."""
+    return {(row["table"], row["model"], row.get("cameras")): row for row in getattr(method, "PUBLISHED", ())}
+
+
 def table_text(
     table: str,
     rows: Mapping[str, tuple[dict[str, Any], tuple | None]],
     results: Mapping[str, list[dict[str, Any]]],
     method: ModuleType,
 ) -> str:
-    """Markdown: medians, recalls, the published recalls, and whether the order is the paper's."""
-    published = {(r["table"], r["model"], r["cameras"]): r for r in getattr(method, "PUBLISHED", ())}
+    """Markdown of poses: medians, recalls, the published recalls, and whether the order is the paper's."""
+    published = published_rows(method)
     first = next(iter(results.values()))[0]
     thresholds = first["thresholds"]
     limits = "/".join(f"{t:g}" for t in thresholds)
@@ -182,12 +219,6 @@ def table_text(
         f"{first['queries']} queries. Mean ± standard deviation over the seeds.",
         "",
     ]
-
-    def markdown(header: list[str], body: list[list[str]]) -> None:
-        lines.append("| " + " | ".join(header) + " |")
-        lines.append("|" + "---|" * len(header))
-        lines.extend("| " + " | ".join(cells) + " |" for cells in body)
-        lines.append("")
 
     def of(row: str, estimate: str, kind: str) -> list[dict[str, Any]]:
         return [result["estimates"][estimate][kind] for result in results[row]]
@@ -204,7 +235,8 @@ def table_text(
     medians.append(
         ["doing nothing", "", *(f"{of(nothing, 'do_nothing', kind)[0]['median']:.2f}" for kind in KINDS)]
     )
-    markdown(["median error", "seeds", *(f"{kind}, {unit}" for kind, unit in KINDS.items())], medians)
+    header = ["median error", "seeds", *(f"{kind}, {unit}" for kind, unit in KINDS.items())]
+    lines += markdown_table(header, medians)
 
     recalls = []
     for row, (_, name) in rows.items():
@@ -222,7 +254,7 @@ def table_text(
             " ".join(f"{value:.1f}" for value in paper[kind]) if kind in paper else "–" for kind in KINDS
         ]
         recalls.append(["*published*", *cells])
-    markdown([f"recall at {limits}, %", *KINDS], recalls)
+    lines += markdown_table([f"recall at {limits}, %", *KINDS], recalls)
 
     if len(rows) > 1:
         lines.append(
@@ -275,6 +307,7 @@ def _run(values: Any) -> None:
     folder = Path(values.workdir or f"runs/ablation/{cfg.name}")
     folder.mkdir(parents=True, exist_ok=True)
     prepared, method = ensure_prepared(cfg), methods.load(cfg.method)
+    form = form_of(cfg, method)
     for rows in tables.values():
         for settings, _ in rows.values():
             # A row that this data cannot serve is refused before hours are spent on the others.
@@ -297,7 +330,7 @@ def _run(values: Any) -> None:
     def run_on_a_share(run: Run) -> dict[str, Any]:
         cores = shares.get()
         try:
-            return train_and_score(run, config, forwarded, folder, cores)
+            return train_and_score(run, config, forwarded, folder, cores, form)
         finally:
             shares.put(cores)
 
@@ -314,7 +347,7 @@ def _run(values: Any) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what is running ends; nothing more is begun
             raise
-    text = page(cfg, tables, runs, results, method)
+    text = page(cfg, tables, runs, results, method, form)
     print(text)
     if values.out:
         Path(values.out).write_text(text)
@@ -326,21 +359,29 @@ def page(
     runs: Mapping[tuple[str, str], list[Run]],
     results: Mapping[str, dict[str, Any]],
     method: ModuleType,
+    form: Form,
 ) -> str:
     """All tables, headed by the command and what it ran on."""
     used = [results[run.key] for row in runs.values() for run in row]
+    published = published_rows(method)
+    beside = any(name in published for rows in tables.values() for _, name in rows.values())
+    paper = (
+        f"{getattr(method, 'PUBLISHED_PROTOCOL', '')}: the published figures are from other data and noise; "
+        "only the order of rows can be compared."
+        if beside
+        else "There are no published figures of these rows."
+    )
     head = [
         f"# Tables of {cfg.method}, `{cfg.name}`",
         "",
         f"    {shlex.join(['python', '-m', 'benchmarks.ablation', *sys.argv[1:]])}",
         "",
         f"Device: {used[0]['device']}. {len({r['key'] for r in used})} runs. "
-        f"Data: {cfg.data.root}, split {cfg.data.test_split}. {getattr(method, 'PUBLISHED_PROTOCOL', '')}: "
-        "the published figures are from other data and noise; only the order of rows can be compared.",
+        f"Data: {cfg.data.root}, split {cfg.data.test_split}. {paper}",
         "",
     ]
     body = [
-        table_text(name, rows, {row: [results[run.key] for run in runs[name, row]] for row in rows}, method)
+        form.text(name, rows, {row: [results[run.key] for run in runs[name, row]] for row in rows})
         for name, rows in tables.items()
     ]
     return "\n".join([*head, *body])

@@ -70,6 +70,30 @@ PASSES = {
 _BOTH_SIDES = ("real_image",)  # of these passes the database is taken, too; else the queries alone
 ALL = "all"  # the sequences together
 
+# What tables of variants show (`benchmarks/ablation_figures.py`): {caption: ((heading, figure of `summarize`,
+# decimals), ...)}.
+ABLATION_TABLES = {
+    "growing database": (
+        ("R@1", "recall_at_1", 3),
+        ("AP", "ap", 3),
+        ("max F1", "max_f1", 3),
+        ("R@1, queries turned", "rotated_recall_at_1", 3),
+        ("AP, queries turned", "rotated_ap", 3),
+    ),
+    "by kind of revisit": tuple(
+        (f"{kind.replace('_', ' ')} {heading}", f"{kind}_{figure}", 3)
+        for kind in KINDS
+        for heading, figure in (("R@1", "recall_at_1"), ("AP", "ap"))
+    ),
+    "fixed database": (
+        ("R@1", "fixed_recall_at_1", 3),
+        ("AP", "fixed_ap", 3),
+        ("R@1, queries turned", "fixed_rotated_recall_at_1", 3),
+        ("AP, queries turned", "fixed_rotated_ap", 3),
+    ),
+    "verified loops": (("verified", "verified", 0), ("precision", "verified_precision", 3)),
+}
+
 
 class RowsError(UserError, ValueError):
     """Predictions that cannot be scored."""
@@ -483,13 +507,13 @@ def judge(target: Mapping[str, Any], min_queries: int, scores: Mapping[str, Any]
     """
     flat = summarize(scores)
     wanted = [
-        (figure, f"{reference}_{figure}", f"above {reference}")
+        (figure, reference_figure(figure, reference), f"above {reference}")
         for figure in target.get("figures", ())
         for reference in target.get("references", ())
     ]
     checks = []
     for figure, rival, words in wanted:
-        ours, theirs = flat.get(figure), flat.get(_reference_figure(figure, rival))
+        ours, theirs = flat.get(figure), flat.get(rival)
         passed = ours is not None and theirs is not None and ours > theirs
         checks.append({"figure": figure, "ours": ours, "bound": theirs, "words": words, "passed": passed})
     for figure, bound in dict(target.get("at_least", {})).items():
@@ -514,12 +538,17 @@ def judge(target: Mapping[str, Any], min_queries: int, scores: Mapping[str, Any]
     }
 
 
-def _reference_figure(figure: str, rival: str) -> str:
-    """`fixed_` stands before the name of a reference, as in `summarize`."""
-    if figure.startswith("fixed_"):
-        reference = rival.removesuffix(figure)
-        return f"fixed_{reference}{figure.removeprefix('fixed_')}"
-    return rival
+def reference_figure(figure: str, reference: str) -> str:
+    """What `summarize` calls that figure of a reference: `fixed_` stands before its name."""
+    fixed = "fixed_" if figure.startswith("fixed_") else ""
+    return f"{fixed}{reference}_{figure.removeprefix('fixed_')}"
+
+
+def ablation_sizes(scores: Mapping[str, Any]) -> dict[str, int]:
+    """{what: how many} queries stand behind the figures of the growing database, all sequences together."""
+    counts = scores["counts"]["growing"][ALL]
+    kinds = {kind.replace("_", " "): counts[kind] for kind in KINDS}
+    return {"queries": counts["queries"], "with a loop": counts["with_loop"], **kinds}
 
 
 def verdict(scores: Mapping[str, Any]) -> list[str]:
