@@ -91,14 +91,14 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
         }
     )
     model.backbone = "n"  # t, s, n, l of ALIKE; or polar, which turns with the scan
-    model.polar = (
-        ml_collections.ConfigDict(  # (harmonics an order, channels) at strides 2, 4, 8; smoothing in cells
-            {"levels": ((8, 24), (8, 48), (10, 64)), "dim": 64, "smoothing": 1.5}
-        )
+    # Of backbone polar: (harmonics an order, channels) at strides 2, 4, 8; blur of the input in cells.
+    model.polar = ml_collections.ConfigDict(
+        {"levels": ((8, 24), (8, 48), (10, 64)), "dim": 64, "smoothing": 1.5}
     )
-    model.layout_share = (
-        0.0  # of squared descriptor distances, for the layout about the sensor (ops/polar.py)
-    )
+    # The layout about the sensor, beside what is learned (ops/polar.py, not of the paper): its share of
+    # squared distances between descriptors (0: none); the channel of the BEV that it sees, to which power;
+    # blur in metres.
+    model.layout = ml_collections.ConfigDict({"share": 0.0, "channel": 0, "power": 0.5, "smoothing": 1.2})
     model.image_backbone = "n"  # t, s, n, l of ALIKE
     model.image_crop = (384, 1152)  # rows, columns of the stored image about its middle
     model.image_factor = 2  # the crop is made so many times smaller
@@ -198,21 +198,31 @@ def _city(arg: str) -> ml_collections.ConfigDict:
 
 
 def _cpu(arg: str) -> ml_collections.ConfigDict:
-    """Twice the cell, the smallest backbones, a third of the image."""
+    """A coarse and wide BEV, a backbone that turns with the scan, a third of the image.
+
+    The paper's window (±32 m, up to 1.5 m above the sensor) leaves out what tells streets of this city apart:
+    how high the buildings are and where the next street begins.
+    """
     config = _paper(arg)
     common.built_in_city(config, "lcd", "small")
+    _turning(config)
     model = config.model
-    model.bev.cell = 0.4
-    model.backbone = model.image_backbone = "t"
+    model.bev.extent, model.bev.cell = (-64.0, 64.0, -64.0, 64.0), 0.8
+    model.bev.z_range = (-2.5, 13.5)
+    model.layout.channel, model.layout.power, model.layout.smoothing = 1, 4.0, 2.4  # greatest heights
+    model.image_backbone = "t"
     model.image_crop, model.image_factor = (128, 384), 2
-    model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
-    config.train.batch_size = 4
-    config.train.steps = 1_000
+    model.num_keypoints, model.links, model.link_pixels = 256, 512, 8
+    config.train.batch_size = 8
+    config.train.steps = 400
     config.train.log_every = 25
-    config.train.eval_every = config.train.checkpoint_every = 250
+    config.train.eval_every = config.train.checkpoint_every = 200
     config.train.eval_examples = 400
     config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
+    config.eval.ransac.radius = 1.0  # cells
+    config.eval.min_queries = 300
     return config
 
 
@@ -274,7 +284,7 @@ def _kitti_bev(arg: str) -> ml_collections.ConfigDict:
 def _turning(config: ml_collections.ConfigDict) -> None:
     """A backbone that turns with the scan, the layout beside its descriptor, every far scan a negative."""
     config.model.backbone = "polar"
-    config.model.layout_share = 0.5
+    config.model.layout.share = 0.5
     config.model.descriptor_loss = "contrastive"
     config.model.clusters = 32
     # Metres: beside the contrastive loss, which is of order 1, they would set the direction of every step.
@@ -284,8 +294,9 @@ def _turning(config: ml_collections.ConfigDict) -> None:
 def _kitti_bev_polar(arg: str) -> ml_collections.ConfigDict:
     config = _kitti_bev(arg)
     _turning(config)
+    config.data.augmentation.shift_xy = 5.0  # metres: as far as a hit may lie
     config.train.batch_size = 12
-    config.train.steps = 300
+    config.train.steps = 400
     config.train.eval_every = config.train.checkpoint_every = config.train.steps
     config.optimizer.learning_rate = 2e-3
     return config

@@ -124,6 +124,11 @@ def check(cfg: ml_collections.ConfigDict) -> None:
             "config.model.bev.input 'density' has neither points nor images: expected "
             "config.model.fusion.enabled False and config.model.pose_dim 2"
         )
+    if not 0 <= m.layout.channel < bev_channels(cfg):
+        raise ConfigError(
+            f"config.model.layout.channel is {m.layout.channel}; expected one of the {bev_channels(cfg)} "
+            "channels of the BEV"
+        )
     if fused(cfg) and m.links % m.num_keypoints:
         raise ConfigError(
             f"config.model.links is {m.links}; expected a multiple of config.model.num_keypoints "
@@ -474,8 +479,9 @@ class CrossFusionLCD(nn.Module):
             "keypoint_score": best,
             "features": found * mask[..., None],
         }
-        if m.layout_share:
-            out["layout"] = layout_descriptor(bev, grid)
+        if m.layout.share:
+            weight = bev[..., m.layout.channel, None] ** m.layout.power
+            out["layout"] = layout_descriptor(weight, grid, m.layout.smoothing)
         if link_cell is not None:
             link_cell = _flat(link_cell)
             out["link_features"] = l2_normalize(self.bev_backbone.features_at(values, link_cell))
@@ -558,7 +564,7 @@ class CrossFusionLCD(nn.Module):
     ) -> dict[str, jax.Array]:
         """Eq. 4: `learned` (B, S, clusters · D), σ(λ)·D_BI + (1 − σ(λ))·D_B, and the `descriptor` of a place.
 
-        They are the same unless `model.layout_share` gives the layout a share of squared distances.
+        They are the same unless `model.layout.share` gives the layout a share of squared distances.
         """
         del train
         count, mask = scan["mask"].shape[1], _flat(scan["mask"])
@@ -569,7 +575,7 @@ class CrossFusionLCD(nn.Module):
         if self.cfg.model.renormalize_descriptor:
             descriptor = l2_normalize(descriptor)
         out = _unflat({"learned": descriptor, "descriptor": descriptor}, count)
-        if share_of_layout := self.cfg.model.layout_share:
+        if share_of_layout := self.cfg.model.layout.share:
             parts = ((1 - share_of_layout) ** 0.5 * out["learned"], share_of_layout**0.5 * scan["layout"])
             out["descriptor"] = jnp.concatenate(parts, axis=-1)
         return out

@@ -11,7 +11,6 @@ from placerec_jax.ops.smooth import gaussian_blur
 RINGS = 30
 AZIMUTHS = 120  # 3°
 FREQUENCIES = 31  # 0 to 30 waves a turn
-SMOOTHING = 0.8  # metres
 _TINY = 1e-9
 
 
@@ -29,18 +28,18 @@ def polar_resample(x: jax.Array, grid: Grid2D, rings: int, azimuths: int, reach:
     return found.reshape(x.shape[0], rings, azimuths, x.shape[-1])
 
 
-def layout_descriptor(bev: jax.Array, grid: Grid2D) -> jax.Array:
-    """(B, H, W, C) non-negative BEV on `grid` → (B, 30 · 31 · C) float32 of unit length, with no parameters.
+def layout_descriptor(weight: jax.Array, grid: Grid2D, smoothing: float) -> jax.Array:
+    """(B, H, W, C) weights >= 0 of cells on `grid` → (B, 30 · 31 · C) float32 of unit length.
 
-    Rings about the sensor and the magnitudes of their Fourier series along the azimuth: a turn of the scan
-    shifts the azimuth and leaves the magnitudes. Square roots keep dense cells from outweighing all others,
-    and a ring counts by its area. What is farther than the nearest edge is not looked at. A scan without
-    content gives zeros.
+    Nothing is learned: the weights, blurred by `smoothing` metres, on rings about the sensor, and of every
+    ring the magnitudes of its Fourier series along the azimuth. A turn of the scan shifts the azimuth and
+    leaves the magnitudes; the wider the blur, the less a shift of the sensor matters. A ring counts by its
+    area. What is farther than the nearest edge is not looked at. A scan without content gives zeros.
     """
     reach = min(abs(edge) for edge in grid.extent)
-    smooth = gaussian_blur(jnp.sqrt(bev), SMOOTHING / grid.cell)
+    smooth = gaussian_blur(weight, smoothing / grid.cell)
     rings = polar_resample(smooth, grid, RINGS, AZIMUTHS, reach)
     wave = jnp.fft.rfft(rings, axis=2)[:, :, :FREQUENCIES]
-    weight = np.sqrt(np.arange(RINGS) + 0.5).astype(np.float32)[:, None, None]
-    flat = (jnp.abs(wave) * weight).reshape(len(bev), -1)
+    area = np.sqrt(np.arange(RINGS) + 0.5).astype(np.float32)[:, None, None]
+    flat = (jnp.abs(wave) * area).reshape(len(weight), -1)
     return flat * jax.lax.rsqrt(jnp.sum(flat**2, axis=-1, keepdims=True) + _TINY)
