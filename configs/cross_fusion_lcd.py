@@ -212,15 +212,15 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.layout.channel, model.layout.power, model.layout.smoothing = 1, 4.0, 2.4  # greatest heights
     model.image_backbone = "t"
     model.image_crop, model.image_factor = (128, 384), 2
-    model.num_keypoints, model.links, model.link_pixels = 256, 512, 8
-    config.train.batch_size = 8
-    config.train.steps = 400
+    model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
+    config.train.batch_size = 6
+    config.train.steps = 300
     config.train.log_every = 25
-    config.train.eval_every = config.train.checkpoint_every = 200
+    config.train.eval_every = config.train.checkpoint_every = 150
     config.train.eval_examples = 400
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_steps = 30
     config.eval.ransac.radius = 1.0  # cells
     config.eval.min_queries = 300
     return config
