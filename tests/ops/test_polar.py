@@ -1,0 +1,105 @@
+"""Polar maps of images given by a formula, and a descriptor that does not know where the scan faces."""
+
+import jax
+import numpy as np
+import pytest
+
+from placerec_jax.evaluation.references import polar_fft
+from placerec_jax.ops.grid import Grid2D
+from placerec_jax.ops.polar import (
+    AZIMUTHS,
+    FREQUENCIES,
+    RINGS,
+    layout_descriptor,
+    polar_resample,
+)
+
+GRID = Grid2D((-31.8, 32.2, -31.8, 32.2), 0.4)  # of the pre-rendered pictures: not the same on both sides
+REFERENCE = Grid2D((-30.2, 30.2, -30.2, 30.2), 0.4)
+
+
+def centres(grid: Grid2D) -> tuple[np.ndarray, np.ndarray]:
+    """x of every row and y of every column, (H, 1) and (1, W)."""
+    x, y = (lower + (np.arange(n) + 0.5) * grid.cell for lower, n in zip(grid.lower, grid.shape, strict=True))
+    return x[:, None], y[None, :]
+
+
+def hills(grid: Grid2D, yaw: float = 0.0, width: float = 2.0, seed: int = 0) -> np.ndarray:
+    """(1, H, W, 1) float32: Gaussian hills within 20 m of the origin, turned about it by `yaw` (rad)."""
+    rng = np.random.default_rng(seed)
+    x, y = centres(grid)
+    image = np.zeros(grid.shape)
+    for _ in range(25):
+        radius, azimuth, height = rng.uniform(2, 20), rng.uniform(0, 2 * np.pi) + yaw, rng.uniform(0.2, 1)
+        px, py = radius * np.cos(azimuth), radius * np.sin(azimuth)
+        image += height * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * width**2))
+    return image[None, ..., None].astype(np.float32)
+
+
+RESAMPLE = jax.jit(polar_resample, static_argnums=(1, 2, 3, 4))
+LAYOUT = jax.jit(layout_descriptor, static_argnums=(1, 2))
+BLUR = 0.8  # m, that of the reference
+
+
+def test_resample_reads_x_and_y_in_metres():
+    """Of planes samples are exact: ring r lies at (r + 1/2) reach / rings, azimuth 0 ahead, then left."""
+    x, y = np.broadcast_arrays(*centres(GRID))
+    image = np.stack([x, y], axis=-1)[None].astype(np.float32)
+    found = np.asarray(RESAMPLE(image, GRID, 4, 8, 20.0))[0]
+    for ring, radius in enumerate((2.5, 7.5, 12.5, 17.5)):
+        for step in range(8):
+            azimuth = np.deg2rad(45 * step)
+            expected = [radius * np.cos(azimuth), radius * np.sin(azimuth)]
+            np.testing.assert_allclose(found[ring, step], expected, atol=1e-4)
+
+
+def test_resample_equals_the_reference():
+    """Of the reference's grid and rings; OpenCV rounds places to 1/32 of a cell."""
+    image = hills(REFERENCE, width=1.5)
+    found = RESAMPLE(image, REFERENCE, RINGS, AZIMUTHS, 30.0)[0, ..., 0]
+    np.testing.assert_allclose(found, polar_fft.polar_image(image[0, ..., 0]), atol=0.02 * image.max())
+
+
+@pytest.mark.parametrize("steps", [1, 17, 40])
+def test_a_turn_by_whole_steps_shifts_the_azimuth(steps):
+    yaw = steps * 2 * np.pi / AZIMUTHS
+    still, turned = (
+        np.asarray(RESAMPLE(hills(GRID, angle), GRID, RINGS, AZIMUTHS, 30.0)) for angle in (0.0, yaw)
+    )
+    np.testing.assert_allclose(turned, np.roll(still, steps, axis=2), atol=0.02 * still.max())
+    assert np.abs(turned - still).max() > 0.1 * still.max()
+
+
+def test_layout_does_not_change_with_the_heading_and_does_with_the_place():
+    headings = [0.0, np.pi / 2, *(steps * 2 * np.pi / AZIMUTHS for steps in (1, 17, 40)), 0.123]
+    places = [hills(GRID, yaw) for yaw in headings] + [hills(GRID, seed=1)]
+    found = np.concatenate([LAYOUT(place, GRID, BLUR) for place in places])
+    assert found.shape == (len(places), RINGS * FREQUENCIES)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+    apart = np.linalg.norm(found[1:] - found[0], axis=1)
+    assert apart[:-1].max() < 0.01
+    assert apart[-1] > 0.2
+
+
+def test_layout_is_the_reference_up_to_its_rings():
+    """Of square roots, as the reference takes them; it reaches 0.2 m less, to the middle of the last cell."""
+    image = hills(REFERENCE, width=1.0)
+    found = np.asarray(LAYOUT(np.sqrt(image), REFERENCE, BLUR))[0]
+    expected = polar_fft.describe(image[0])["descriptor"]
+    assert found @ expected > 0.999
+    assert found @ polar_fft.describe(hills(REFERENCE, width=1.0, seed=1)[0])["descriptor"] < 0.95
+
+
+def test_layout_has_every_channel_and_ignores_the_scale():
+    a, b = hills(GRID), hills(GRID, seed=1)
+    both = np.asarray(LAYOUT(np.concatenate([a, b], axis=-1), GRID, BLUR))
+    assert both.shape == (1, RINGS * FREQUENCIES * 2)
+    alone = np.asarray(LAYOUT(a, GRID, BLUR))
+    first = both.reshape(1, -1, 2)[..., 0]
+    np.testing.assert_allclose(first / np.linalg.norm(first), alone, atol=1e-5)
+    np.testing.assert_allclose(LAYOUT(9 * a, GRID, BLUR), alone, atol=1e-5)
+
+
+def test_layout_of_nothing_is_zero():
+    found = LAYOUT(np.zeros_like(hills(GRID)), GRID, BLUR)
+    np.testing.assert_array_equal(found, np.zeros((1, RINGS * FREQUENCIES)))
