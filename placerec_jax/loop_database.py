@@ -133,10 +133,19 @@ class LoopDatabase:
             raise ScanError(
                 f"a scan: point {bad} of {len(points)} is {points[bad]}; remove what is not finite"
             )
-        bev = self._cfg.model.bev
-        return scans.encode_bev(
-            points[:, :3], points[:, 3], lcd.bev_grid(self._cfg), tuple(bev.z_range), bev.encoding
-        )
+        low, high = float(points[:, 3].min()), float(points[:, 3].max())
+        if low < 0 or high > 1:
+            raise ScanError(
+                f"a scan: expected reflectances from 0 to 1, found {low:g} to {high:g}; scale them"
+            )
+        bev, grid = self._cfg.model.bev, lcd.bev_grid(self._cfg)
+        seen = scans.encode_bev(points[:, :3], points[:, 3], grid, tuple(bev.z_range), bev.encoding)
+        if not seen.any():
+            raise ScanError(
+                f"a scan: expected points within x, y {tuple(bev.extent)} m and z {tuple(bev.z_range)} m of "
+                f"the sensor, found none of {len(points)}; metres are expected, x forward, z up"
+            )
+        return seen
 
     def _check(self, number: int) -> None:
         if not 0 <= number < len(self):

@@ -58,6 +58,8 @@ def test_the_first_scans_have_no_candidates(network):
         (np.zeros((0, 4)), r"expected points \(N, 4\) .* found \(0, 4\)"),
         (np.zeros((5, 3)), r"found \(5, 3\)"),
         (np.array([[0.0, 0, 0, 0], [0, np.nan, 0, 0]]), r"point 1 of 2 is"),
+        (np.array([[1.0, 2, 0, 0], [3, 4, 0, 255]]), r"reflectances from 0 to 1, found 0 to 255"),
+        (np.array([[5000.0, 2000, 300, 0.5]]), r"points within x, y .* found none of 1; metres"),
     ],
 )
 def test_bad_points_are_refused(network, points, message):

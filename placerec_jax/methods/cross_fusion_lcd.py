@@ -70,7 +70,8 @@ def _polar(model: ml_collections.ConfigDict, dtype: Any) -> nn.Module:
     return HarmonicBackbone(HarmonicSize(levels, p.dim, p.smoothing), dtype)
 
 
-# What looks at the BEV, by `config.model.backbone`: (config.model, dtype) → a module with
+# What looks at the BEV, by `config.model.backbone`: (config.model, dtype) → a module with `stride`, of which
+# both sides of the BEV are multiples, `size.dim`, the D of its features, and
 # __call__(bev (B, H, W, C), train) → (what features are read from, score (B, H, W) in (0, 1)) and
 # features_at(what was returned, cell (B, K)) → features (B, K, D).
 BACKBONES: dict[str, Callable[[ml_collections.ConfigDict, Any], nn.Module]] = {
@@ -78,7 +79,7 @@ BACKBONES: dict[str, Callable[[ml_collections.ConfigDict, Any], nn.Module]] = {
     "polar": _polar,  # turns with the scan, not of the paper
 }
 
-INPUTS = ("points", "density")
+INPUTS = {"points": "points", "density": "bev"}  # to the records of a prepared folder (`data_prep lcd`)
 EVALUATION_IMAGES = ("zero", "real")
 
 
@@ -119,6 +120,7 @@ def check(cfg: ml_collections.ConfigDict) -> None:
     _one_of(m.bev, "config.model.bev", "input", INPUTS)
     _one_of(m.bev, "config.model.bev", "encoding", scans.ENCODINGS)
     _one_of(m.bev, "config.model.bev", "interpolation", scans.INTERPOLATIONS)
+    _check_sizes(cfg)
     if m.bev.input == "density" and (fused(cfg) or m.pose_dim == 3):
         raise ConfigError(
             "config.model.bev.input 'density' has neither points nor images: expected "
@@ -133,6 +135,57 @@ def check(cfg: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.model.links is {m.links}; expected a multiple of config.model.num_keypoints "
             f"({m.num_keypoints}), so that the generator averages whole tokens"
+        )
+
+
+def _check_sizes(cfg: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError where cells, pixels, channels or shares do not come out even."""
+    m = cfg.model
+    try:
+        bev, image = bev_grid(cfg).shape, image_window(cfg).shape
+    except ValueError as error:
+        raise ConfigError(
+            f"config.model.bev.extent and cell, or config.model.image_crop and image_factor: {error}"
+        ) from None
+    backbone = BACKBONES[m.backbone](m, jnp.float32)
+    sides = [("config.model.bev.extent / cell", bev, backbone.stride)]
+    if fused(cfg):
+        sides.append(("config.model.image_crop / image_factor", image, alike.STRIDE))
+    for name, shape, stride in sides:
+        if any(side % stride for side in shape):
+            raise ConfigError(f"{name} is {shape}; expected multiples of {stride} for its backbone")
+    if fused(cfg) and backbone.size.dim % m.heads:
+        raise ConfigError(
+            f"config.model.heads is {m.heads}; expected a divisor of the {backbone.size.dim} channels of "
+            f"config.model.backbone {m.backbone!r}"
+        )
+    if m.num_keypoints > bev[0] * bev[1]:
+        raise ConfigError(f"config.model.num_keypoints is {m.num_keypoints}; the BEV has {bev} cells")
+    if not m.bev.z_range[0] < m.bev.z_range[1]:
+        raise ConfigError(f"config.model.bev.z_range is {tuple(m.bev.z_range)}; expected (lowest, highest)")
+    shares = {"model.layout.share": m.layout.share, "data.image_dropout": cfg.data.image_dropout}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"config.{name} is {share}; expected a share from 0 to 1")
+
+
+def check_data(cfg: ml_collections.ConfigDict, prepared: PreparedFolder) -> None:
+    """Raises ConfigError where a prepared folder holds other records than the config's BEV is made of.
+
+    Pictures of other cells would be seen at another scale, and nothing else would tell.
+    """
+    b, manifest = cfg.model.bev, prepared.manifest
+    found, expected = manifest.get("records"), INPUTS[b.input]
+    if found != expected:
+        raise ConfigError(
+            f"{prepared.root}: config.model.bev.input is {b.input!r}, which needs records of {expected!r} "
+            f"(python -m data_prep lcd); manifest.json says {found!r}. Set config.data.root or the input."
+        )
+    cell = manifest.get("recipe", {}).get("bev_cell_m")
+    if b.input == "density" and cell != b.cell:
+        raise ConfigError(
+            f"{prepared.root}: its pictures have cells of {cell} m (manifest.json, recipe.bev_cell_m), "
+            f"config.model.bev.cell is {b.cell}. Expected the same: convert with --bev-cell, or change it."
         )
 
 
@@ -224,6 +277,7 @@ class Source:
         self, cfg: ml_collections.ConfigDict, prepared: PreparedFolder, split: str, training: bool
     ) -> None:
         check(cfg)
+        check_data(cfg, prepared)
         self._cfg, self._training = cfg, training
         self._frames = prepared.table("frames")
         self._grid = bev_grid(cfg)

@@ -6,6 +6,7 @@ score, and `read` turns what was gathered from the map into features: the same n
 work.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -64,6 +65,11 @@ class Alike(nn.Module):
     padding: str = "zeros"
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def stride(self) -> int:
+        """What both sides of the input are multiples of."""
+        return STRIDE
+
     def setup(self) -> None:
         first, *later = self.size.widths
         self.stem = [
@@ -79,11 +85,13 @@ class Alike(nn.Module):
             self.extra = conv(self.size.dim, 1, 1, self.dtype)
         # One 1x1 layer of dim + 1 outputs in ALIKE; apart, so that each is computed where it is needed.
         self.feature_head = nn.Dense(self.size.dim, use_bias=False, dtype=self.dtype)
-        self.score_head = nn.Dense(1, use_bias=False, dtype=self.dtype)
+        # Float32 whatever the rest: bfloat16 has few numbers, and neighbours that tie all become key points.
+        exact = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+        self.score_head = nn.Dense(1, use_bias=False, dtype=self.dtype, dot_general=exact)
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         features = self.encode(x, train)
-        return features, nn.sigmoid(self.score_head(features)[..., 0].astype(jnp.float32))
+        return features, nn.sigmoid(self.score_head(features)[..., 0])
 
     def encode(self, x: jax.Array, train: bool) -> jax.Array:
         """The map alone."""

@@ -121,6 +121,11 @@ class HarmonicBackbone(nn.Module):
     size: HarmonicSize
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def stride(self) -> int:
+        """What both sides of the input are multiples of."""
+        return 2 ** len(self.size.levels)
+
     def setup(self) -> None:
         self.blocks = [
             HarmonicBlock(features, out, dtype=self.dtype, name=f"block{level}")
@@ -132,10 +137,9 @@ class HarmonicBackbone(nn.Module):
         ]
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
-        coarsest = 2 ** len(self.size.levels)
-        if x.shape[1] % coarsest or x.shape[2] % coarsest:
+        if x.shape[1] % self.stride or x.shape[2] % self.stride:
             raise ValueError(
-                f"HarmonicBackbone: the input is {x.shape[1:3]} cells; expected multiples of {coarsest}"
+                f"HarmonicBackbone: the input is {x.shape[1:3]} cells; expected multiples of {self.stride}"
             )
         y = gaussian_blur(x, self.size.smoothing)
         # One number a cell is enlarged, not the features: those are read where they are wanted.

@@ -127,6 +127,15 @@ def test_every_backbone_and_encoding_is_built(backbone: str):
         ({"bev__input": "density"}, r"'density' has neither points nor images"),
         ({"links": 48}, r"links is 48; expected a multiple of"),
         ({"sinkhorn__eps_init": 0.02}, r"eps_init is 0\.02"),
+        ({"bev__cell": 0.3}, r"bev\.extent and cell.* cells of 0\.3 m"),
+        ({"bev__cell": 0.8, "backbone": "t"}, r"extent / cell is \(40, 40\); expected multiples of 32"),
+        ({"bev__extent": (-21.0, 21.0) * 2, "backbone": "polar"}, r"\(42, 42\); expected multiples of 8"),
+        ({"image_crop": (60, 64)}, r"image_crop / image_factor is \(30, 32\)"),
+        ({"image_crop": (63, 64)}, r"no multiple of the factor 2"),
+        ({"heads": 5}, r"heads is 5; expected a divisor of the 64 channels"),
+        ({"num_keypoints": 2048}, r"num_keypoints is 2048; the BEV has \(32, 32\) cells"),
+        ({"bev__z_range": (1.5, -2.5)}, r"z_range is \(1\.5, -2\.5\); expected \(lowest, highest\)"),
+        ({"layout_share": 1.5}, r"layout\.share is 1\.5; expected a share"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str):

@@ -1,5 +1,8 @@
 """Triplets and evaluation scans of cross-fusion LCD, from a drive of two rounds through a world of points."""
 
+import pickle
+
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -173,6 +176,37 @@ def test_fusion_without_images_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match=r"fusion\.enabled needs images"):
         source.example(0, np.random.default_rng(0))
     lcd.source(config(), prepared, "val", False).example(0, np.random.default_rng(0))
+
+
+def test_records_of_another_kind_are_refused(prepared):
+    cfg = configs.get_config("kitti_bev")
+    with pytest.raises(ConfigError, match=r"'density', which needs records of 'bev' .* says 'points'"):
+        lcd.source(cfg, prepared, "train", True)
+
+
+def test_pictures_of_other_cells_are_refused(tmp_path):
+    (tmp_path / "raw" / "06" / "imgs").mkdir(parents=True)
+    np.savetxt(tmp_path / "raw" / "06" / "pose.txt", np.eye(4)[:3].reshape(1, 12))
+    cv2.imwrite(str(tmp_path / "raw" / "06" / "imgs" / "000000.png"), np.full((151, 151), 9, np.uint8))
+    cfg = configs.get_config("kitti_bev")
+    for cell, refused in ((0.4, False), (0.2, True)):
+        out = tmp_path / f"out{cell}"
+        arguments = ["--raw", str(tmp_path / "raw"), "--format", "bev", "--out", str(out), "--workers", "1"]
+        assert main(["lcd", *arguments, "--bev-cell", str(cell)]) == 0
+        if refused:
+            with pytest.raises(ConfigError, match=r"cells of 0\.2 m .*bev\.cell is 0\.4"):
+                lcd.source(cfg, PreparedFolder(out), "06", False)
+        else:
+            assert len(lcd.source(cfg, PreparedFolder(out), "06", False)) == 1
+
+
+def test_sources_reach_other_processes(prepared):
+    """Reader processes get the source as bytes."""
+    source = lcd.source(config(), prepared, "train", True)
+    copy = pickle.loads(pickle.dumps(source))
+    one, other = (s.example(3, np.random.default_rng(1)) for s in (source, copy))
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def test_scans_of_any_size_compile_once(prepared):

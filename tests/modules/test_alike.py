@@ -65,8 +65,24 @@ def test_reading_after_gathering_is_gathering_after_reading(random_network):
     whole = module.apply(variables, features, method=module.read)
     some = module.apply(variables, features[:, 5:9, 7], method=module.read)
     np.testing.assert_allclose(some, whole[:, 5:9, 7], rtol=1e-5, atol=1e-6)
+    cells = np.array([[5 * 64 + 7, 0, 64 * 64 - 1], [63, 3 * 64 + 2, 8 * 64]])
+    at = module.apply(variables, features, cells, method=module.features_at)
+    expected = np.take_along_axis(np.asarray(whole).reshape(2, 64 * 64, -1), cells[..., None], axis=1)
+    np.testing.assert_allclose(at, expected, rtol=1e-5, atol=1e-6)
     assert (score > 0).all()
     assert (score < 1).all()
+
+
+def test_half_precision_leaves_scores_distinct(random_network):
+    """Scores that tie with their neighbours' would all be key points: bfloat16 has 128 numbers an octave."""
+    module, x, variables = random_network
+    half = Alike(SIZES["t"], dtype=jnp.bfloat16)
+    features, score = jax.jit(lambda v, x: half.apply(v, x, False))(variables, x)
+    exact = jax.jit(lambda v, x: module.apply(v, x, False)[1])(variables, x)
+    assert features.dtype == jnp.bfloat16
+    assert score.dtype == jnp.float32
+    np.testing.assert_allclose(score, exact, atol=0.05)
+    assert len(np.unique(score)) > 0.9 * len(np.unique(exact))
 
 
 def test_borders_show_only_where_they_are_zeros(random_network):

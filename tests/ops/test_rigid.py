@@ -1,5 +1,6 @@
 """SE(2) and SE(3): group laws, host and device alike."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,3 +71,16 @@ def test_yaw_of_a_turn_about_z():
     half = np.deg2rad(70) / 2
     rotation = rigid.quaternion_to_matrix(np.array([np.cos(half), 0, 0, np.sin(half)]))
     assert np.rad2deg(rigid.yaw_of(rotation)) == pytest.approx(70)
+
+
+def test_no_product_on_a_device_is_rounded():
+    """Accelerators round the factors of a matrix product unless told not to; a CPU does not show it."""
+
+    def products(function, *arguments) -> list:
+        return [e for e in jax.make_jaxpr(function)(*arguments).eqns if e.primitive.name == "dot_general"]
+
+    pose, points = jnp.tile(jnp.eye(4), (2, 1, 1)), jnp.ones((2, 7, 3))
+    found = [*products(rigid.rigid_apply, pose, points), *products(rigid.rigid_inverse, pose)]
+    assert len(found) == 2
+    for product in found:
+        assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
