@@ -95,8 +95,15 @@ class LoopDatabase:
 
     def add(self, points: np.ndarray) -> int:
         """(N, 4) x, y, z (m), reflectance 0 to 1 → the scan's number. Raises ScanError for bad points."""
-        found = jax.device_get(self._describe(self._bev(points)[None, None]))
-        descriptor = found.pop("descriptor")[0]
+        return self.insert(self.describe(points))
+
+    def describe(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """(N, 4) points as in `add` → `descriptor` (1, D) and `keypoint_*` (1, K, ...), not yet added."""
+        return jax.device_get(self._describe(self._bev(points)[None, None]))
+
+    def insert(self, found: dict[str, np.ndarray]) -> int:
+        """Adds what `describe` found of a scan, now or in an earlier session; returns the scan's number."""
+        descriptor = found["descriptor"][0]
         number = len(self._keypoints)
         if number == len(self._descriptors):
             grown = np.zeros((max(64, 2 * number), len(descriptor)), np.float32)
@@ -104,7 +111,7 @@ class LoopDatabase:
                 grown[:number] = self._descriptors
             self._descriptors = grown
         self._descriptors[number] = descriptor
-        self._keypoints.append(found)
+        self._keypoints.append({name: value for name, value in found.items() if name != "descriptor"})
         return number
 
     def query(self, number: int, count: int = 1) -> list[tuple[int, float]]:
