@@ -135,7 +135,7 @@ def test_every_backbone_and_encoding_is_built(backbone: str):
         ({"heads": 5}, r"heads is 5; expected a divisor of the 64 channels"),
         ({"num_keypoints": 2048}, r"num_keypoints is 2048; the BEV has \(32, 32\) cells"),
         ({"bev__z_range": (1.5, -2.5)}, r"z_range is \(1\.5, -2\.5\); expected \(lowest, highest\)"),
-        ({"layout_share": 1.5}, r"layout\.share is 1\.5; expected a share"),
+        ({"layout__share": 1.5}, r"layout\.share is 1\.5; expected a share"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str):
