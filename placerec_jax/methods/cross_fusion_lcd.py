@@ -126,10 +126,10 @@ def check(cfg: ml_collections.ConfigDict) -> None:
             "config.model.bev.input 'density' has neither points nor images: expected "
             "config.model.fusion.enabled False and config.model.pose_dim 2"
         )
-    if not 0 <= m.layout.channel < bev_channels(cfg):
+    if not 0 <= cfg.eval.layout.channel < bev_channels(cfg):
         raise ConfigError(
-            f"config.model.layout.channel is {m.layout.channel}; expected one of the {bev_channels(cfg)} "
-            "channels of the BEV"
+            f"config.eval.layout.channel is {cfg.eval.layout.channel}; expected one of the "
+            f"{bev_channels(cfg)} channels of the BEV"
         )
     if fused(cfg) and m.links % m.num_keypoints:
         raise ConfigError(
@@ -163,7 +163,7 @@ def _check_sizes(cfg: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"config.model.num_keypoints is {m.num_keypoints}; the BEV has {bev} cells")
     if not m.bev.z_range[0] < m.bev.z_range[1]:
         raise ConfigError(f"config.model.bev.z_range is {tuple(m.bev.z_range)}; expected (lowest, highest)")
-    shares = {"model.layout.share": m.layout.share, "data.image_dropout": cfg.data.image_dropout}
+    shares = {"eval.layout.share": cfg.eval.layout.share, "data.image_dropout": cfg.data.image_dropout}
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ConfigError(f"config.{name} is {share}; expected a share from 0 to 1")
@@ -533,9 +533,9 @@ class CrossFusionLCD(nn.Module):
             "keypoint_score": best,
             "features": found * mask[..., None],
         }
-        if m.layout.share:
-            weight = bev[..., m.layout.channel, None] ** m.layout.power
-            out["layout"] = layout_descriptor(weight, grid, m.layout.smoothing)
+        if (layout := self.cfg.eval.layout).share:
+            weight = bev[..., layout.channel, None] ** layout.power
+            out["layout"] = layout_descriptor(weight, grid, layout.smoothing)
         if link_cell is not None:
             link_cell = _flat(link_cell)
             out["link_features"] = l2_normalize(self.bev_backbone.features_at(values, link_cell))
@@ -618,7 +618,7 @@ class CrossFusionLCD(nn.Module):
     ) -> dict[str, jax.Array]:
         """Eq. 4: `learned` (B, S, clusters · D), σ(λ)·D_BI + (1 − σ(λ))·D_B, and the `descriptor` of a place.
 
-        They are the same unless `model.layout.share` gives the layout a share of squared distances.
+        They are the same unless `eval.layout.share` gives the layout a share of squared distances.
         """
         del train
         count, mask = scan["mask"].shape[1], _flat(scan["mask"])
@@ -629,7 +629,7 @@ class CrossFusionLCD(nn.Module):
         if self.cfg.model.renormalize_descriptor:
             descriptor = l2_normalize(descriptor)
         out = _unflat({"learned": descriptor, "descriptor": descriptor}, count)
-        if share_of_layout := self.cfg.model.layout.share:
+        if share_of_layout := self.cfg.eval.layout.share:
             parts = ((1 - share_of_layout) ** 0.5 * out["learned"], share_of_layout**0.5 * scan["layout"])
             out["descriptor"] = jnp.concatenate(parts, axis=-1)
         return out
@@ -792,6 +792,7 @@ def _contrastive_loss(
     partner = numbers[:, PAIR - 1 :: -1].reshape(-1)
     distance = jnp.linalg.norm(place[anchor][:, None] - place, axis=-1)
     far = (distance > cfg.data.negative_distance) | (sequence[anchor][:, None] != sequence)
+    far &= numbers.reshape(-1) != partner[:, None]  # both were shifted, and may be farther apart than driven
     similarity = jnp.matmul(flat[anchor], flat.T, precision=jax.lax.Precision.HIGHEST) / cfg.model.temperature
     right = jnp.take_along_axis(similarity, partner[:, None], axis=1)[:, 0]
     others = jax.nn.logsumexp(jnp.where(far, similarity, -jnp.inf), axis=1)

@@ -21,6 +21,7 @@ from placerec_jax.ops.resize import sample_bilinear, upsample_bilinear
 from placerec_jax.ops.smooth import gaussian_blur
 
 _RING_WIDTH = 0.6  # cells, standard deviation of a ring: neighbours overlap, so that no turn falls between
+_SAMPLES = 9  # a side of each cell, over which filters are averaged
 _TINY = 1e-6  # under the root of a magnitude
 
 
@@ -28,10 +29,13 @@ _TINY = 1e-6  # under the root of a magnitude
 def circular_harmonics(radius: int, orders: int) -> tuple[np.ndarray, ...]:
     """Filters of order 0 to `orders`, each (2·radius + 1, 2·radius + 1, rings) complex64 of unit energy.
 
-    Ring r is a Gaussian about the distance r from the middle, times exp(i·m·azimuth). A ring cannot
-    tell orders above 2·r apart and leaves them out; the middle has no azimuth and belongs to order 0 alone.
+    Ring r is a Gaussian about the distance r from the middle, times exp(i·m·azimuth), averaged over each
+    cell: sampled at its centre alone, order m would pass for m − 4. A ring cannot tell orders
+    above 2·r apart and leaves them out; the middle has no azimuth and belongs to order 0 alone.
     """
-    row, column = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    inside = (np.arange(_SAMPLES) + 0.5) / _SAMPLES - 0.5
+    axis = np.arange(-radius, radius + 1)[:, None] + inside  # (cells, samples)
+    row, column = axis[:, None, :, None], axis[None, :, None, :]
     distance, azimuth = np.hypot(row, column), np.arctan2(column, row)
     filters = []
     for order in range(orders + 1):
@@ -40,9 +44,9 @@ def circular_harmonics(radius: int, orders: int) -> tuple[np.ndarray, ...]:
             if order > 2 * ring:
                 continue
             weight = np.exp(-((distance - ring) ** 2) / (2 * _RING_WIDTH**2)) * (distance <= radius + 0.5)
-            if order:
-                weight = weight * (distance > 0)
-            wave = weight * np.exp(1j * order * azimuth)
+            # Waves die out towards the middle as those of smooth maps do.
+            wave = weight * np.minimum(distance, 1.0) ** order * np.exp(1j * order * azimuth)
+            wave = wave.mean(axis=(2, 3))
             rings.append(wave / np.linalg.norm(wave))
         filters.append(np.stack(rings, axis=-1).astype(np.complex64))
     return tuple(filters)

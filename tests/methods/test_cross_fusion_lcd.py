@@ -13,10 +13,12 @@ from placerec_jax.ops.rigid import se2_apply
 POINTS = 32  # key points of the tiny network
 
 
-def tiny(**model):
-    """The tiny preset on 32 x 32 cells, with settings of `config.model` as `bev__cell=1.0`."""
+def tiny(layout_share: float = 0.0, **model):
+    """The paper's network, tiny, on 32 x 32 cells, with settings of `config.model` as `bev__cell=1.0`."""
     cfg = configs.get_config("tiny")
     cfg.model.bev.extent = (-16.0, 16.0, -16.0, 16.0)
+    cfg.model.bev.cell, cfg.model.backbone, cfg.model.descriptor_loss = 1.0, "t", "triplet"
+    cfg.eval.layout.share = layout_share
     cfg.model.image_crop = (64, 64)
     cfg.update_from_flattened_dict({f"model.{k.replace('__', '.')}": v for k, v in model.items()})
     return cfg
@@ -135,7 +137,7 @@ def test_every_backbone_and_encoding_is_built(backbone: str):
         ({"heads": 5}, r"heads is 5; expected a divisor of the 64 channels"),
         ({"num_keypoints": 2048}, r"num_keypoints is 2048; the BEV has \(32, 32\) cells"),
         ({"bev__z_range": (1.5, -2.5)}, r"z_range is \(1\.5, -2\.5\); expected \(lowest, highest\)"),
-        ({"layout__share": 1.5}, r"layout\.share is 1\.5; expected a share"),
+        ({"layout_share": 1.5}, r"layout\.share is 1\.5; expected a share"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str):
@@ -252,6 +254,70 @@ def test_losses_by_hand():
     assert terms["gen"] == pytest.approx(expected, rel=1e-4)
 
 
+def contrastive_batch(rng) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(3, 3, 6) descriptors and where they were made: rows 0 and 2 on one drive, row 1 on another.
+
+    Row 1 has the coordinates of row 0. The query of row 2 is 9 m from that of row 0, its positive 12 m.
+    """
+    place = np.zeros((3, 3, 4, 4), np.float32)
+    place[0, :, 0, 3] = place[1, :, 0, 3] = 0, 3, 50
+    place[2, :, 0, 3] = 9, 12, -40
+    sequence = np.array([[0] * 3, [1] * 3, [0] * 3], np.int32)
+    descriptor = rng.normal(size=(3, 3, 6)).astype(np.float32)
+    descriptor /= np.linalg.norm(descriptor, axis=-1, keepdims=True)
+    return descriptor, {"map_T_lidar": place, "sequence": sequence}
+
+
+@pytest.fixture(scope="module")
+def contrastive():
+    """Descriptors and batch → mean loss and its gradient."""
+    cfg = tiny(descriptor_loss="contrastive", temperature=0.2)
+
+    def value(descriptor, batch):
+        total, weight = lcd.DESCRIPTOR_LOSSES["contrastive"](cfg, descriptor, batch)
+        return total / weight
+
+    return jax.jit(jax.value_and_grad(value))
+
+
+def test_contrastive_loss_by_hand(contrastive):
+    """Near scans are no negatives; those of another drive are, whatever their coordinates say."""
+    descriptor, batch = contrastive_batch(np.random.default_rng(0))
+    likeness = np.exp(np.einsum("abd,ced->abce", descriptor, descriptor) / 0.2)
+    others = {  # of row and scan, those beyond 10 m or of another drive
+        (0, 0): [(0, 2), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)],
+        (0, 1): [(0, 2), (1, 0), (1, 1), (1, 2), (2, 2)],
+        (1, 0): [(1, 2), *((row, scan) for row in (0, 2) for scan in range(3))],
+        (1, 1): [(1, 2), *((row, scan) for row in (0, 2) for scan in range(3))],
+        (2, 0): [(2, 2), (0, 2), (1, 0), (1, 1), (1, 2)],
+        (2, 1): [(2, 2), (0, 0), (0, 2), (1, 0), (1, 1), (1, 2)],
+    }
+    expected = 0.0
+    for (row, scan), negatives in others.items():
+        right = likeness[row, scan, row, 1 - scan]
+        expected -= np.log(right / (right + sum(likeness[row, scan][at] for at in negatives)))
+    found, _ = contrastive(descriptor, batch)
+    assert float(found) == pytest.approx(expected / len(others), rel=1e-4)
+    swapped = {"map_T_lidar": batch["map_T_lidar"][:, [1, 0, 2]], "sequence": batch["sequence"]}
+    again, _ = contrastive(descriptor[:, [1, 0, 2]], swapped)
+    assert float(again) == pytest.approx(float(found), rel=1e-5)
+
+
+def test_contrastive_loss_of_the_best_and_of_no_negatives(contrastive):
+    _, batch = contrastive_batch(np.random.default_rng(0))
+    perfect = np.zeros((3, 3, 6), np.float32)
+    for row in range(3):
+        perfect[row, :2, row] = perfect[row, 2, row + 3] = 1.0
+    assert 0 < float(contrastive(perfect, batch)[0]) < 0.06  # of seven others: log(1 + 7 exp(-5))
+    wrong, _ = contrastive(perfect[:, [0, 2, 1]], batch)  # the query is as its negative
+    assert float(wrong) > 3
+    # Everything within 10 m of everything: nothing to tell apart, nothing to learn.
+    together = {"map_T_lidar": np.zeros((3, 3, 4, 4), np.float32), "sequence": np.zeros((3, 3), np.int32)}
+    value, gradient = contrastive(contrastive_batch(np.random.default_rng(1))[0], together)
+    assert float(value) == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
 @pytest.mark.parametrize("detach", [True, False])
 def test_targets_of_the_image_losses_are_detached(detach: bool):
     cfg = tiny(detach_targets=detach)
@@ -322,6 +388,28 @@ def test_descriptor_is_the_learned_mix(network):
     for one in (bev, fused):
         np.testing.assert_allclose(np.linalg.norm(one, axis=-1), 1.0, rtol=1e-4)
     assert np.abs(bev - fused).max() > 1e-3
+
+
+def test_the_layout_has_its_share_of_squared_distances():
+    cfg = tiny(fusion__enabled=False, layout_share=0.3)
+    rng = np.random.default_rng(0)
+    scan = {
+        "features": rng.normal(size=(1, 3, POINTS, 8)).astype(np.float32),
+        "mask": np.ones((1, 3, POINTS), bool),
+        "layout": rng.normal(size=(1, 3, 5)).astype(np.float32),
+    }
+    model = lcd.model(cfg)
+    describe = lambda scan: model.init_with_output(  # noqa: E731
+        jax.random.key(0), scan, None, train=False, method=model.describe
+    )
+    out, _ = jax.jit(describe)(scan)
+    apart = {
+        name: np.sum((np.asarray(x)[0, 0] - np.asarray(x)[0, 1:]) ** 2, axis=-1)
+        for name, x in {**out, "layout": scan["layout"]}.items()
+    }
+    expected = 0.7 * apart["learned"] + 0.3 * apart["layout"]
+    np.testing.assert_allclose(apart["descriptor"], expected, rtol=1e-4)
+    assert apart["learned"].min() > 0.01
 
 
 def test_features_that_match_give_the_pose(network):
@@ -408,6 +496,13 @@ def test_verification_finds_the_motion_between_two_scans():
         {"sinkhorn__shared": False},
         {"fusion__use_cvtki": False, "fusion__use_genkb": False},
         {"renormalize_descriptor": True, "position_encoder": False, "backbone": "s"},
+        {
+            "backbone": "polar",
+            "layout_share": 0.5,
+            "descriptor_loss": "contrastive",
+            "image_backbone": "n",  # 128 channels beside 64
+        },
+        {"backbone": "polar", "polar__dim": 32, "fusion__enabled": False},
     ],
     ids=str,
 )
