@@ -411,3 +411,43 @@ class TestRealScan:
         for pixels in (4, 8, 12):
             for shift in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)):
                 assert agreement(*shift) < in_place - 0.03
+
+
+@pytest.mark.real_data
+def test_real_sequences_from_files_to_records(real_data, tmp_path, capsys):
+    """All scans that are there: the points of their files, poses of the LiDAR, no loop to train on."""
+    raw = real_data / "kitti_odometry"
+    assert convert(raw, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "no loop in 00, 08" in printed
+    assert "no images" in printed
+    folder = PreparedFolder(tmp_path / "out")
+    frames, manifest = folder.table("frames"), folder.manifest
+    assert [(frames[i]["sequence"], int(frames[i]["frame_id"])) for i in range(len(frames))] == [
+        *((b"00", frame) for frame in (0, 94, 95, 198)),
+        (b"08", 720),
+    ]
+    np.testing.assert_array_equal(folder.split("official", "train"), np.arange(4))
+    np.testing.assert_array_equal(folder.split("official", "val"), [4])
+    assert manifest["camera"] is None
+    assert manifest["source"]["built_in_city"] is False
+    assert manifest["sequences"]["00"]["poses_without_scan"] == 4541 - 4
+    assert not len(folder.split("loops", "positive"))
+    pose = frames[0]["map_T_lidar"]
+    for number in range(len(frames)):
+        record = frames[number]
+        sequence, frame = record["sequence"].decode(), int(record["frame_id"])
+        points = np.fromfile(raw / f"dataset/sequences/{sequence}/velodyne/{frame:06d}.bin", "<f4")
+        xyz, reflectance = scans.points_of(record)
+        np.testing.assert_allclose(xyz, points.reshape(-1, 4)[:, :3], atol=POINT_UNIT / 2 + 1e-5)
+        np.testing.assert_allclose(reflectance, points.reshape(-1, 4)[:, 3], atol=0.5 / 255 + 1e-6)
+        # Camera poses between the same frames, moved to the LiDAR by the calibration.
+        if sequence == "00":
+            rows = np.loadtxt(raw / "dataset/poses/00.txt").reshape(-1, 3, 4)
+            calibration = dict(
+                line.split(":") for line in (raw / "dataset/sequences/00/calib.txt").read_text().splitlines()
+            )
+            camera = [np.vstack([rows[i], [0, 0, 0, 1]]) for i in (0, frame)]
+            tr = np.vstack([np.array(calibration["Tr"].split(), float).reshape(3, 4), [0, 0, 0, 1]])
+            expected = np.linalg.inv(tr) @ np.linalg.inv(camera[0]) @ camera[1] @ tr
+            np.testing.assert_allclose(np.linalg.inv(pose) @ record["map_T_lidar"], expected, atol=1e-3)
