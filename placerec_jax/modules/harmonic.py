@@ -136,8 +136,11 @@ class HarmonicBackbone(nn.Module):
             for level, (features, out) in enumerate(self.size.levels)
         ]
         self.feature_head = nn.Dense(self.size.dim, use_bias=False, dtype=self.dtype)
+        # Float32 whatever the rest, so that neighbours do not tie.
+        exact = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
         self.score_heads = [
-            nn.Dense(1, dtype=self.dtype, name=f"score{level}") for level in range(len(self.size.levels) + 1)
+            nn.Dense(1, dtype=self.dtype, dot_general=exact, name=f"score{level}")
+            for level in range(len(self.size.levels) + 1)
         ]
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
