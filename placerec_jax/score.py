@@ -1,7 +1,7 @@
 """Scores anyone's descriptors or distances as loop closure, with the evaluator of our own methods.
 
     python -m placerec_jax.score --prepared=DIR --sequence=08 --descriptors=X.npy [--ap_policy=standard]
-    [--out=DIR] python -m placerec_jax.score --prepared=DIR --sequence=08 --distances=D.npy
+    python -m placerec_jax.score --prepared=DIR --sequence=08 --descriptors=X.npy,Y.npy --distances=D.npy
 
 DIR is a folder of `python -m data_prep lcd`; only the poses in it are read. N is the number of frames of the
 sequence in it, in the order of the dataset (the error says how many it expects):
@@ -13,8 +13,9 @@ sequence in it, in the order of the dataset (the error says how many it expects)
 Frame i, from `--first_query` (100) on, retrieves the nearest frame among j < i − `--loop_gap` (50); a loop
 lies nearer than `--loop_distance` (4 m, 3-D). Prints how many loops there are, R@1, average precision under
 all three policies (`placerec_jax/evaluation/precision_recall.py` says what they are), largest F1 and recall
-at full precision, each by kind of revisit, too; `--ap_policy` chooses the curve that is drawn. Writes a
-report to `--out` (default: score-SEQUENCE beside the array) with every query in `queries.csv`.
+at full precision, each by kind of revisit, too; `--ap_policy` chooses the curve that is drawn. Several files
+are scored side by side, under their names, with their curves in one picture. Writes a report to `--out`
+(default: score-SEQUENCE beside the first file) with every query of the first in `queries.csv`.
 
     np.save("X.npy", np.stack([my_descriptor(points) for points in scans]))  # (N, D)
 """
@@ -22,6 +23,7 @@ report to `--out` (default: score-SEQUENCE beside the array) with every query in
 import hashlib
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,13 +47,11 @@ class ArrayError(UserError, ValueError):
 def run(
     prepared: PreparedFolder,
     sequence: str,
-    array: Path,
-    kind: str,
+    arrays: Sequence[tuple[str, Path]],
     rule: ml_collections.ConfigDict,
     out: Path,
 ) -> dict[str, Any]:
-    """Scores the `descriptors` or `distances` (`kind`) in the file `array`; writes the report and returns
-    scores.
+    """Scores `arrays`, (`descriptors` or `distances`, file) each; writes the report and returns scores.
 
     `rule` is `cfg.eval` of the loop-closure evaluator. Raises UserError.
     """
@@ -64,23 +64,23 @@ def run(
     count = len(record["frame_id"])
     rows = {"index": int(record["first"]) + np.arange(count), "position": np.arange(count)}
     rows = loop_closure.annotate(prepared, rows)
-    values = read_array(array, kind, count, sequence)
-    distances = values
-    if kind == "descriptors":
-        task = loop_closure.tasks_of(cfg, loop_closure.frames_of(rows))["growing"][sequence]
-        distances = loop_retrieval.descriptor_distances(values, values, [task])
-    rows[f"distances/{array.stem}/growing/{sequence}"] = distances
+    _check_file_names([array for _, array in arrays])
+    task = loop_closure.tasks_of(cfg, loop_closure.frames_of(rows))["growing"][sequence]
+    about = []
+    for kind, array in arrays:
+        values = read_array(array, kind, count, sequence)
+        distances = values
+        if kind == "descriptors":
+            distances = loop_retrieval.descriptor_distances(values, values, [task])
+        rows[f"distances/{array.stem}/growing/{sequence}"] = distances
+        digest = hashlib.sha256(array.read_bytes()).hexdigest()
+        about.append({"file": str(array), "kind": kind, "shape": list(values.shape), "sha256": digest})
     rows |= loop_closure.retrieved_rows(cfg, rows)
     scores = loop_closure.score(cfg, rows)
     facts = {
         "command": shlex.join(["python", "-m", "placerec_jax.score", *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "array": {
-            "file": str(array),
-            "kind": kind,
-            "shape": list(values.shape),
-            "sha256": hashlib.sha256(array.read_bytes()).hexdigest(),
-        },
+        "arrays": about,
         "dataset": {
             "root": str(prepared.root),
             "fingerprint": prepared.fingerprint,
@@ -91,8 +91,8 @@ def run(
     }
     page = write_report(
         out,
-        title=f"{array.name} on sequence {sequence}",
-        subtitle=f"{kind} of {array} · {facts['dataset']['pose_source']} · {facts['created']}",
+        title=f"{', '.join(array.name for _, array in arrays)} on sequence {sequence}",
+        subtitle=f"{facts['dataset']['pose_source']} · {facts['created']}",
         provenance=facts,
         scores=scores,
         sections=loop_report.retrieval_sections(cfg, scores, rows),
@@ -101,6 +101,13 @@ def run(
     print("\n\n".join(text_table(table) for table in loop_report.tables(scores)))
     print(f"\n{page}")
     return scores
+
+
+def _check_file_names(paths: Sequence[Path]) -> None:
+    stems = [path.stem for path in paths]
+    for path in paths:
+        if stems.count(path.stem) > 1:
+            raise ArrayError(f"{path}: expected names that tell the files apart in the report")
 
 
 def read_array(path: Path, kind: str, count: int, sequence: str) -> np.ndarray:
@@ -136,10 +143,9 @@ def _text(value: Any) -> str:
 
 def _main(_: Any) -> None:
     values = flags.FLAGS
-    given = [kind for kind in ("descriptors", "distances") if values[kind].value]
-    if len(given) != 1:
-        sys.exit("error: give either --descriptors=X.npy or --distances=D.npy")
-    array = Path(values[given[0]].value)
+    arrays = [(kind, Path(file)) for kind in ("descriptors", "distances") for file in values[kind].value]
+    if not arrays:
+        sys.exit("error: give --descriptors=X.npy, --distances=D.npy, or several of them")
     rule = ml_collections.ConfigDict(
         {
             "ap_policy": values.ap_policy,
@@ -149,9 +155,9 @@ def _main(_: Any) -> None:
             "first_query": values.first_query,
         }
     )
-    out = Path(values.out) if values.out else array.parent / f"score-{values.sequence}"
+    out = Path(values.out) if values.out else arrays[0][1].parent / f"score-{values.sequence}"
     try:
-        run(PreparedFolder(values.prepared), values.sequence, array, given[0], rule, out)
+        run(PreparedFolder(values.prepared), values.sequence, arrays, rule, out)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -160,8 +166,8 @@ def main() -> None:
     """Defines the flags, which no import does, and runs."""
     flags.DEFINE_string("prepared", None, "Folder of `python -m data_prep lcd`.")
     flags.DEFINE_string("sequence", None, "Sequence of that folder, e.g. 08.")
-    flags.DEFINE_string("descriptors", None, "(N, D) array of a descriptor a frame, written by numpy.save.")
-    flags.DEFINE_string("distances", None, "(N, N) array of distances, written by numpy.save.")
+    flags.DEFINE_list("descriptors", [], "(N, D) arrays of a descriptor a frame, written by numpy.save.")
+    flags.DEFINE_list("distances", [], "(N, N) arrays of distances, written by numpy.save.")
     flags.DEFINE_enum("ap_policy", "standard", POLICIES, "How the curve and `ap` count.")
     flags.DEFINE_float("loop_distance", 4.0, "Metres (3-D) below which two frames are a loop.", lower_bound=0)
     flags.DEFINE_integer("loop_gap", 50, "Frames that must lie between a query and a loop.", lower_bound=0)

@@ -40,7 +40,7 @@ def run(prepared, tmp_path, values, kind, sequence="08"):
     path = tmp_path / "mine.npy"
     np.save(path, values)
     rule = ml_collections.ConfigDict(RULE)
-    return score.run(prepared, sequence, path, kind, rule, tmp_path / "report")
+    return score.run(prepared, sequence, [(kind, path)], rule, tmp_path / "report")
 
 
 DESCRIPTORS = np.float32(loop_frames.DESCRIPTOR)[:, None]
@@ -61,7 +61,7 @@ def test_both_kinds_of_input_give_the_figures_by_hand(prepared, tmp_path, capsys
     assert "with a loop" in printed
     assert "0.625" in printed
     record = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert record["array"]["shape"] == list(values.shape)
+    assert record["arrays"][0]["shape"] == list(values.shape)
     assert record["dataset"]["pose_source"] == "poses/08.txt"
     assert len((tmp_path / "report" / "queries.csv").read_text().splitlines()) == 7
 
@@ -105,11 +105,23 @@ def test_unknown_sequence_lists_those_there_are(prepared, tmp_path):
         run(prepared, tmp_path, DESCRIPTORS, "descriptors", sequence="09")
 
 
-def test_command_refuses_two_inputs_in_one_line(run_command, tmp_path):
-    done = run_command(
-        "-m", "placerec_jax.score", "--prepared", tmp_path, "--sequence", "08",
-        "--descriptors", "a.npy", "--distances", "b.npy", expect=1,
-    )  # fmt: skip
+def test_several_files_are_scored_side_by_side(prepared, tmp_path):
+    """Distances of the descriptors score as they do; the files' names tell them apart."""
+    for name, values in (("mine", DESCRIPTORS), ("theirs", np.abs(DESCRIPTORS - DESCRIPTORS.T))):
+        np.save(tmp_path / f"{name}.npy", values)
+    arrays = [("descriptors", tmp_path / "mine.npy"), ("distances", tmp_path / "theirs.npy")]
+    rule = ml_collections.ConfigDict(RULE)
+    scores = score.run(prepared, "08", arrays, rule, tmp_path / "report")
+    assert scores["estimates"]["mine"] == scores["estimates"]["theirs"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "mine" in page
+    assert "theirs" in page
+    with pytest.raises(score.ArrayError, match=r"mine.npy: expected names that tell the files apart"):
+        score.run(prepared, "08", [arrays[0], ("distances", tmp_path / "more" / "mine.npy")], rule, tmp_path)
+
+
+def test_command_without_an_array_is_refused_in_one_line(run_command, tmp_path):
+    done = run_command("-m", "placerec_jax.score", "--prepared", tmp_path, "--sequence", "08", expect=1)
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: give either --descriptors=X.npy or --distances=D.npy"
+        "error: give --descriptors=X.npy, --distances=D.npy, or several of them"
     )
