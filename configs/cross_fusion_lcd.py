@@ -227,6 +227,13 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     config.eval.ransac.radius, config.eval.ransac.min_separation = 1.0, 2.0  # cells
     config.eval.layout.update({"share": 0.8, "channel": 1, "power": 2.0, "smoothing": 2.4})  # heights
     config.eval.min_queries = 300
+    # Better than both references where they are weakest.
+    config.eval.target = ml_collections.ConfigDict(
+        {
+            "figures": ("other_lane_recall_at_1", "reverse_recall_at_1"),
+            "references": config.eval.references,
+        }
+    )
     return config
 
 
@@ -248,6 +255,7 @@ def _tiny(arg: str) -> ml_collections.ConfigDict:
     config.eval.batch_size = 16
     config.eval.first_query = 0
     config.eval.references = ()
+    config.eval.target = ml_collections.ConfigDict()
     config.eval.ransac.hypotheses = 64
     return config
 
