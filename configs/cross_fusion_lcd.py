@@ -8,7 +8,7 @@
 | `cpu` (bare)              | small network, built-in city `small`            | 2 CPU cores                 |
 | `tiny`                    | for the tests, a few steps                      | seconds                     |
 | `city`                    | the paper's network, built-in city `medium`     | an accelerator; not run yet |
-| `kitti`                   | the paper's: train 00 and 05 to 09, validate 08 | an accelerator; not run yet |
+| `kitti`                   | the paper's: train 00, 05-07, 09, validate 08   | an accelerator; not run yet |
 | `kitti360`                | that network on KITTI-360 (workdir of `kitti`)  | an accelerator; not run yet |
 | `kitti_bev`               | LiDAR branch on BEV pictures: train 06, test 05 | 2 CPU cores                 |
 | `kitti_bev_reverse`       | the same: train 05, test 06                     | 2 CPU cores                 |

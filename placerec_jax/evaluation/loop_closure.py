@@ -161,7 +161,8 @@ def tasks_of(cfg: ml_collections.ConfigDict, frames: Mapping[str, Frames]) -> di
     if protocol not in ("growing", "fixed"):
         raise ConfigError(f"config.eval.protocol is {protocol!r}; expected growing or fixed")
     if protocol == "fixed":
-        listed = [name for name in frames if name in rule.database and name in rule.query]
+        database, query = rule.get("database") or {}, rule.get("query") or {}
+        listed = [name for name in frames if name in database and name in query]
         if not listed:
             raise ConfigError(
                 "config.eval.protocol is fixed, and config.eval.database and query list none of the "
@@ -170,9 +171,9 @@ def tasks_of(cfg: ml_collections.ConfigDict, frames: Mapping[str, Frames]) -> di
         tasks["fixed"] = {
             name: loop_retrieval.fixed(
                 frames[name],
-                tuple(rule.database[name]),
-                tuple(rule.query[name]),
-                float(rule.hit_distance),
+                tuple(database[name]),
+                tuple(query[name]),
+                float(rule.get("hit_distance", 5.0)),
                 lane,
             )
             for name in listed

@@ -69,8 +69,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows {name: (B / processes, ...)} → global {name: (B, ...)} sharded over the devices."""
+    """This process's rows {name: (B / processes, ...)} → global {name: (B, ...)} sharded over the devices.
+
+    Raises:
+        ConfigError: the devices do not divide B.
+    """
     sharding = batch_sharding(mesh)
+    rows = len(next(iter(batch.values()))) * jax.process_count()
+    if rows % mesh.size:
+        raise ConfigError(
+            f"a batch of {rows} cannot be divided among {mesh.size} devices; set --config.train.batch_size "
+            "(or config.eval.batch_size) to a multiple of them, or use fewer devices"
+        )
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 

@@ -164,8 +164,9 @@ def test_fixed_protocol_drops_queries_without_a_match():
     assert flat["recall_at_1"] == pytest.approx(2 / 3), "the growing protocol is reported beside it"
 
 
-def test_fixed_protocol_without_a_listed_sequence_is_an_error():
-    cfg = config(protocol="fixed", database={"05": (0, 1)}, query={"05": (3, 6)}, hit_distance=4.0)
+@pytest.mark.parametrize("listed", [{}, {"database": {"05": (0, 1)}, "query": {"05": (3, 6)}}])
+def test_fixed_protocol_without_a_listed_sequence_is_an_error(listed):
+    cfg = config(protocol="fixed", **listed)
     with pytest.raises(ConfigError, match=r"list none of the sequences \['0'\]"):
         loop_closure.score(cfg, rows())
 

@@ -2,10 +2,12 @@
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from placerec_jax.training.sharding import infer_shardings, make_mesh
+from placerec_jax.errors import ConfigError
+from placerec_jax.training.sharding import infer_shardings, make_mesh, put_batch
 
 
 def mesh(data, fsdp, devices=8):
@@ -30,6 +32,12 @@ def test_a_size_of_minus_one_takes_the_rest(data, fsdp, expected):
 def test_sizes_that_do_not_fit_the_devices(data, fsdp):
     with pytest.raises(ValueError, match=rf"config.mesh.data={data}, config.mesh.fsdp={fsdp}: .* devices, 8"):
         mesh(data, fsdp)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    assert put_batch({"x": np.zeros((16, 2))}, mesh(4, 2))["x"].shape == (16, 2)
+    with pytest.raises(ConfigError, match=r"a batch of 6 cannot be divided among 8 devices"):
+        put_batch({"x": np.zeros((6, 2))}, mesh(4, 2))
 
 
 @pytest.mark.parametrize(
