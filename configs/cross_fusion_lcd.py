@@ -21,7 +21,8 @@ which `python -m benchmarks.ablation` trains and prints.
 
 The bodies of the paper's result tables are not known to us, so there is no published figure to expect. Recall
 at 1 to expect of `cpu`: 0.99 on queries from the other lane, 0.97 on reverse ones (Scan Context: 0.985 and
-0.934); of `kitti_bev_polar` 0.945 on 05, 0.946 with every query turned (docs/results/).
+0.934), most of it by the layout; of `kitti_bev_polar` 0.945 on 05, 0.946 with every query turned
+(docs/results/).
 """
 
 import ml_collections
