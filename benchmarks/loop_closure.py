@@ -20,7 +20,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,9 +30,10 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from benchmarks import machine as machines
+from benchmarks.outputs import check_outputs, write_outputs
 from benchmarks.timing import Timing, time_calls
 from placerec_jax.data import scans
-from placerec_jax.errors import ConfigError, UserError
+from placerec_jax.errors import UserError
 from placerec_jax.loop_database import LoopDatabase
 from placerec_jax.methods import cross_fusion_lcd as lcd
 from placerec_jax.training.cost import Cost, function_cost
@@ -229,17 +229,10 @@ def _line(stage: Stage) -> str:
 def _main(_: Any) -> None:
     values = flags.FLAGS
     try:
-        outputs = [Path(name) for name in values.out]
-        for path in outputs:
-            if path.suffix not in (".md", ".json"):
-                raise ConfigError(f"--out={path}: expected names that end in .md or .json")
+        outputs = check_outputs(values.out)
         report = measure(ml_collections.FrozenConfigDict(values.config), values.database, values.seconds)
         text = {".md": as_markdown(report), ".json": json.dumps(as_json(report), indent=2) + "\n"}
-        for path in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            incomplete = path.with_name(f"{path.name}.tmp")
-            incomplete.write_text(text[path.suffix])
-            incomplete.replace(path)
+        write_outputs(outputs, text)
         print(text[".md"])
     except UserError as error:
         sys.exit(f"error: {error}")

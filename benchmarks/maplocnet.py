@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from benchmarks import machine as machines
 from benchmarks.components import submodule_calls
+from benchmarks.outputs import check_outputs, write_outputs
 from benchmarks.timing import Timing, summary, time_calls
 from placerec_jax.data import pipeline, prepared
 from placerec_jax.errors import ConfigError, UserError
@@ -393,10 +394,7 @@ def measure(
 def _main(_: Any) -> None:
     values = flags.FLAGS
     try:
-        outputs = [Path(name) for name in values.out]
-        for path in outputs:
-            if path.suffix not in (".md", ".json"):
-                raise ConfigError(f"--out={path}: expected names that end in .md or .json")
+        outputs = check_outputs(values.out)
         unknown = sorted(set(values.parts) - {*PARTS, GRADIENTS})
         if unknown:
             raise ConfigError(f"--parts={unknown[0]}: expected a choice of {','.join((*PARTS, GRADIENTS))}")
@@ -406,11 +404,7 @@ def _main(_: Any) -> None:
         batches = [int(size) for size in values.batch]
         report = measure(cfg, batches, values.parts, values.data or cfg.data.root, values.seconds)
         text = {".md": as_markdown(report), ".json": json.dumps(as_json(report), indent=2) + "\n"}
-        for path in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            incomplete = path.with_name(f"{path.name}.tmp")
-            incomplete.write_text(text[path.suffix])
-            incomplete.replace(path)
+        write_outputs(outputs, text)
         print(text[".md"])
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -33,6 +33,7 @@ import numpy as np
 from absl import app, flags
 
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.evaluation import loop_closure, loop_report, loop_retrieval
 from placerec_jax.evaluation.precision_recall import POLICIES
@@ -85,7 +86,7 @@ def run(
             "root": str(prepared.root),
             "fingerprint": prepared.fingerprint,
             "sequence": sequence,
-            "pose_source": _text(record.get("pose_source", "")),
+            "pose_source": as_text(record.get("pose_source", "")),
             "built_in_city": built_in_city(prepared),
         },
     }
@@ -135,10 +136,6 @@ def read_array(path: Path, kind: str, count: int, sequence: str) -> np.ndarray:
             f"first is row {row}; give a frame without a descriptor one that is far from all others"
         )
     return values
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _main(_: Any) -> None:

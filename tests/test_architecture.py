@@ -275,7 +275,11 @@ def test_method_is_defined_by_its_features_alone(method: str, arg: str) -> None:
 
     assert set(variables) <= {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
-    assert set(representations) == set(module.encoders(cfg))
+    assert set(representations) == set(module.encoders(cfg))  # shapes come sorted, so the order is seen below
+    known = set(module.features(cfg))
+    for name, encoder in module.encoders(cfg).items():
+        assert known.issuperset(encoder.inputs), name
+        known.add(name)
     assert set(losses) == set(cfg.loss)
     for term, (total, weight) in losses.items():
         for part in (total, weight):

@@ -98,6 +98,11 @@ class RecordTable:
         weakref.finalize(self, _close, self._files).atexit = False
 
 
+def as_text(value: bytes | str) -> str:
+    """A text feature as `str`: records give bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def decode_image(encoded: bytes) -> np.ndarray:
     """JPEG or PNG bytes → (H, W, 3) uint8 RGB. Raises RecordError if they are no image."""
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -38,6 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.evaluation import loop_retrieval, reference_distances
 from placerec_jax.evaluation.inference import spread
@@ -330,12 +331,8 @@ def sequence_table(prepared: PreparedFolder) -> list[dict[str, Any]]:
     table = prepared.table("sequences")
     records = [table[i] for i in range(len(table))]
     for record in records:
-        record["sequence"] = _text(record["sequence"])
+        record["sequence"] = as_text(record["sequence"])
     return sorted(records, key=lambda record: int(record["first"]))
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:

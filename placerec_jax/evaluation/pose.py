@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
 
@@ -103,13 +104,10 @@ def annotate(prepared: PreparedFolder, rows: Mapping[str, np.ndarray]) -> dict[s
     frames = prepared.table("frames")
     records = [frames.read(int(index), images=False) for index in rows["index"]]
     texts = {
-        name: np.array([_text(record[name]) for record in records]) for name in ("token", "scene", "location")
+        name: np.array([as_text(record[name]) for record in records])
+        for name in ("token", "scene", "location")
     }
     return {**rows, **texts, "map_pose_ego": np.array([record["map_pose_ego"] for record in records])}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:

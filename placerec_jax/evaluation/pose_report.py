@@ -11,6 +11,7 @@ import numpy as np
 
 from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.data.prepared import PreparedFolder
+from placerec_jax.data.records import as_text
 from placerec_jax.evaluation import pose_pictures
 from placerec_jax.evaluation.pose import ERRORS, estimates, pose_errors, verdict
 from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
@@ -156,13 +157,9 @@ def _rasters(prepared: PreparedFolder) -> dict[str, LocationRaster]:
     maps = prepared.table("maps")
     records = [maps[i] for i in range(len(maps))]
     return {
-        _text(record["location"]): LocationRaster(record["raster"], record["origin"], float(record["cell"]))
+        as_text(record["location"]): LocationRaster(record["raster"], record["origin"], float(record["cell"]))
         for record in records
     }
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _drives(

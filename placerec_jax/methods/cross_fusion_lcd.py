@@ -106,7 +106,7 @@ def _one_of(settings: ml_collections.ConfigDict, where: str, name: str, choices:
 
 
 def check(cfg: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for settings of `config.model` that do not exist or contradict each other."""
+    """Raises ConfigError for settings of network and layout that do not exist or contradict each other."""
     m = cfg.model
     for name, choices in (
         ("backbone", BACKBONES),

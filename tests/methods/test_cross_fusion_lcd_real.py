@@ -142,11 +142,10 @@ def test_real_scan_finds_itself(alone):
     assert result["inliers"] == KEYPOINTS
 
 
+@pytest.mark.parametrize("alone", ["polar"], indirect=True)
 def test_real_scan_that_was_turned_is_verified_by_features_that_turn(alone):
     """37 degrees and 2.5 m, planted; ordinary convolutions know such a turn only once they are trained."""
     cfg, _, found = alone
-    if cfg.model.backbone != "polar":
-        pytest.skip("only the backbone that turns with the scan needs no training for this")
     result = verified(cfg, found, 1, 5)
     np.testing.assert_allclose(result["pose"][:2], MOVE[:2, 3], atol=cfg.model.bev.cell)
     assert result["pose"][2] == pytest.approx(_YAW, abs=np.deg2rad(1.5))
