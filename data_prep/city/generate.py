@@ -30,7 +30,7 @@ from data_prep.city.write_nuscenes import TableWriter, make_folders, write_map
 from data_prep.city.write_osm import write_osm
 from data_prep.errors import InputError
 
-CITY_VERSION = 2  # raise it with every change that alters a byte of what is written
+CITY_VERSION = 3  # raise it with every change that alters a byte of what is written
 FORMATS = ("nuscenes", "osm", "argoverse", "kitti", "kitti360")
 DEFAULT_FORMATS = ("nuscenes", "osm")
 MARKER = "BUILT-IN-CITY.json"
