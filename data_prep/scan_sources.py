@@ -84,7 +84,7 @@ FORMATS: dict[str, Format] = {
     "kitti360": Format(
         kitti360.read_sequences,
         tuple(kitti360.POSE_SOURCES),
-        tuple(kitti360.CAMERAS),
+        kitti360.CAMERAS,
         "points",
         {"test": ("0000", "0004", "0005", "0006", "0009")},
     ),

@@ -2,10 +2,7 @@
 
 With S = 2013_05_28_drive_0000_sync:
 
-    calibration/perspective.txt                       P_rect_00, R_rect_00, S_rect_00; for images, and for
-                                                      poses of the rectified camera
-    calibration/calib_cam_to_velo.txt                 LiDAR ← camera 0, 12 numbers
-    calibration/calib_cam_to_pose.txt                 image_00: IMU ← camera 0, 12 numbers
+    calibration/                                      see data_prep/raw/kitti360_cameras.py
     data_poses/S/poses.txt                            frame, then world ← IMU, 12 numbers
     data_poses/S/cam0_to_world.txt                    frame, then world ← rectified camera 0, 12 or 16 numbers
     data_3d_raw/S/velodyne_points/data/0000000000.bin float32 x, y, z, reflectance
@@ -13,9 +10,8 @@ With S = 2013_05_28_drive_0000_sync:
     data_2d_raw/S/image_00/data_rect/0000000000.png   rectified, 1408 x 376; may be absent
 
 Where the car stood or crept there are scans and no poses, and drive 0002 has poses before its first scan:
-files belong together by the frame's number, and the frames of a sequence are those that have both. Cameras
-in `calibration` are as they were mounted; R_rect turns a camera into its rectified self, which images and
-cam0_to_world are of. Scans are as the turning LiDAR measured them: see `compensate_motion`.
+files belong together by the frame's number, and the frames of a sequence are those that have both. Scans are
+as the turning LiDAR measured them: see `compensate_motion`.
 """
 
 import math
@@ -26,22 +22,16 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_prep.errors import InputError
-from data_prep.raw.number_files import (
-    matrix_of,
-    read_keys,
-    read_poses,
-    read_poses_with_ids,
-    rigid_matrices,
-)
+from data_prep.raw import kitti360_cameras
+from data_prep.raw.number_files import read_poses_with_ids
 from data_prep.raw.scan_files import images_of, list_numbered
 from data_prep.raw.scans import Scan, ScanImage, ScanSequence
 from placerec_jax.ops import rigid
 
 POSE_SOURCES = {"imu": "poses.txt", "cam0_to_world": "cam0_to_world.txt"}
-CAMERAS = {"image_00": "00", "image_01": "01"}  # to the keys of perspective.txt
+CAMERAS = tuple(kitti360_cameras.PERSPECTIVES)
 
 _FOLDER = "2013_05_28_drive_{name}_sync"
-_CALIBRATION_ARCHIVE = "Unpack calibration.zip of KITTI-360."
 _POSES_ARCHIVE = "Unpack data_poses.zip of KITTI-360."
 _SCANS_REMEDY = "Download the raw Velodyne scans"
 
@@ -138,7 +128,7 @@ def _read_sequence(
             f"Sequences are named by four digits. {_POSES_ARCHIVE}"
         )
     pose_ids, poses = read_poses_with_ids(pose_path, _POSES_ARCHIVE)
-    map_T_lidar = poses @ _LIDAR_IN[pose_source](root / "calibration")
+    map_T_lidar = poses @ _LIDAR_IN[pose_source](root)
     motions = sweep_motions(pose_ids, map_T_lidar)
     folder = _scan_folder(root, name)
     files = list_numbered(folder, ".bin")
@@ -161,7 +151,8 @@ def _read_sequence(
     images: dict[int, ScanImage] = {}
     image_folder = root / "data_2d_raw" / _FOLDER.format(name=name) / (camera or "") / "data_rect"
     if camera is not None and require_scans and image_folder.is_dir():
-        images = images_of(image_folder, frame_ids, *_read_camera(root / "calibration", camera))
+        seen_by = kitti360_cameras.read_perspective(root, camera)
+        images = images_of(image_folder, frame_ids, seen_by.intrinsics, seen_by.camera_T_lidar, seen_by.size)
     scans = tuple(
         Scan(name, i, time, files.get(i), map_T_lidar[row], images.get(i), motions[row])
         for row, i, time in zip(rows, frame_ids, times, strict=True)
@@ -175,50 +166,11 @@ def _read_sequence(
     )
 
 
-def _imu_T_lidar(calibration: Path) -> np.ndarray:  # noqa: N802 (frames name transforms)
-    """(4, 4): T_imu←cam0 · (T_velo←cam0)⁻¹, both of the camera as mounted."""
-    return _imu_T_camera(calibration, "image_00") @ rigid.rigid_inverse(_lidar_T_camera0(calibration))
-
-
-def _rectified0_T_lidar(calibration: Path) -> np.ndarray:  # noqa: N802
-    """(4, 4): R_rect_00 · (T_velo←cam0)⁻¹."""
-    values = read_keys(calibration / "perspective.txt", _CALIBRATION_ARCHIVE)
-    return _rectification(calibration, values, "00") @ rigid.rigid_inverse(_lidar_T_camera0(calibration))
-
-
 # What stands right of world ← body in the pose of the LiDAR, by the body that the poses are of.
-_LIDAR_IN = {"imu": _imu_T_lidar, "cam0_to_world": _rectified0_T_lidar}
-
-
-def _read_camera(calibration: Path, camera: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """(3, 3) intrinsics, (4, 4) camera_T_lidar of the rectified camera, and (width, height) of its images."""
-    number = CAMERAS[camera]
-    path = calibration / "perspective.txt"
-    values = read_keys(path, _CALIBRATION_ARCHIVE)
-    projection = matrix_of(values, f"P_rect_{number}", (3, 4), path, _CALIBRATION_ARCHIVE)
-    size = matrix_of(values, f"S_rect_{number}", (1, 2), path, _CALIBRATION_ARCHIVE)[0]
-    camera_T_imu = rigid.rigid_inverse(_imu_T_camera(calibration, camera))
-    camera_T_lidar = _rectification(calibration, values, number) @ camera_T_imu @ _imu_T_lidar(calibration)
-    return projection[:, :3], camera_T_lidar, (int(size[0]), int(size[1]))
-
-
-def _rectification(calibration: Path, values: dict[str, str], number: str) -> np.ndarray:
-    """(4, 4) rectified ← as mounted."""
-    path = calibration / "perspective.txt"
-    rotation = matrix_of(values, f"R_rect_{number}", (3, 3), path, _CALIBRATION_ARCHIVE)
-    rows = np.concatenate([rotation, np.zeros((3, 1))], axis=1).reshape(1, 12)
-    return rigid_matrices(rows, path, _CALIBRATION_ARCHIVE)[0]
-
-
-def _imu_T_camera(calibration: Path, camera: str) -> np.ndarray:  # noqa: N802
-    path = calibration / "calib_cam_to_pose.txt"
-    values = read_keys(path, _CALIBRATION_ARCHIVE)
-    matrix = matrix_of(values, camera, (3, 4), path, _CALIBRATION_ARCHIVE)
-    return rigid_matrices(matrix.reshape(1, 12), path, _CALIBRATION_ARCHIVE)[0]
-
-
-def _lidar_T_camera0(calibration: Path) -> np.ndarray:  # noqa: N802
-    return read_poses(calibration / "calib_cam_to_velo.txt", _CALIBRATION_ARCHIVE)[0]
+_LIDAR_IN = {
+    "imu": kitti360_cameras.read_imu_T_lidar,
+    "cam0_to_world": kitti360_cameras.read_rectified0_T_lidar,
+}
 
 
 def _read_times(path: Path, frame_ids: Sequence[int]) -> list[float]:

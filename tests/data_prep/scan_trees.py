@@ -5,6 +5,7 @@ file is made from that by the datasets' own definitions, with `numpy.linalg.inv`
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,49 @@ CAMERA0_T_CAMERA1 = np.vstack(
     [np.column_stack([Rotation.from_rotvec([0, 0.01, 0]).as_matrix(), [0.6, 0.0, 0.0]]), [0, 0, 0, 1]]
 )
 K = np.array([[40.0, 0.0, 31.5], [0.0, 42.0, 11.5], [0.0, 0.0, 1.0]])
+# Fisheyes to the left and the right, each a little off, about 185 degrees across.
+FISHEYE_SIZE = (90, 88)
+FISHEYE_COLOURS = {"image_02": (200, 40, 30), "image_03": (20, 60, 210)}
+FISHEYES = {
+    "image_02": {
+        "xi": 2.2134,
+        "k1": 0.0168,
+        "k2": 1.65,
+        "p1": 4.2e-4,
+        "p2": 4.25e-4,
+        "gamma1": 82.5,
+        "gamma2": 81.0,
+        "u0": 45.5,
+        "v0": 44.25,
+    },
+    "image_03": {
+        "xi": 2.5535,
+        "k1": 0.0494,
+        "k2": 4.51,
+        "p1": 1.35e-3,
+        "p2": -7e-4,
+        "gamma1": 89.0,
+        "gamma2": 88.0,
+        "u0": 44.0,
+        "v0": 43.5,
+    },
+}
+_LIDAR_T_FISHEYE = {
+    name: np.vstack(
+        [
+            np.column_stack(
+                [
+                    Rotation.from_euler("zyx", [90 * side + 3, 1.5, -2.0 * side], degrees=True).as_matrix()
+                    @ [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]],
+                    [0.1, 0.4 * side, -0.1],
+                ]
+            ),
+            [0, 0, 0, 1],
+        ]
+    )
+    for name, side in (("image_02", 1), ("image_03", -1))
+}
+IMU_T_FISHEYE = {name: IMU_T_CAMERA0 @ CAMERA0_T_LIDAR @ pose for name, pose in _LIDAR_T_FISHEYE.items()}
 P2 = np.column_stack([K, [4.5, -0.1, 0.003]])
 IMAGE_SIZE = (64, 24)
 
@@ -61,9 +105,24 @@ def numbers(*values: np.ndarray | float) -> str:
     return " ".join(repr(float(x)) for value in values for x in np.asarray(value).ravel())
 
 
-def write_image(path: Path, size: tuple[int, int] = IMAGE_SIZE) -> None:
+def write_image(
+    path: Path, size: tuple[int, int] = IMAGE_SIZE, rgb: tuple[int, int, int] = (90, 90, 90)
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((size[1], size[0], 3), 90, np.uint8))
+    cv2.imwrite(str(path), np.full((size[1], size[0], 3), rgb[::-1], np.uint8))
+
+
+def write_fisheye(calibration: Path, name: str, values: Mapping[str, float], size: tuple[int, int]) -> None:
+    """OpenCV YAML as published: its first line is no YAML, and one colon has no space after it."""
+    lines = ["%YAML:1.0", "---", "model_type: MEI", f"camera_name: {name}"]
+    lines += [f"image_width:{size[0]}", f"image_height: {size[1]}"]
+    for section, keys in (
+        ("mirror_parameters", ("xi",)),
+        ("distortion_parameters", ("k1", "k2", "p1", "p2")),
+        ("projection_parameters", ("gamma1", "gamma2", "u0", "v0")),
+    ):
+        lines += [f"{section}:", *(f"   {key}: {values[key]!r}" for key in keys)]
+    (calibration / f"{name}.yaml").write_text("\n".join(lines) + "\n")
 
 
 @dataclasses.dataclass
@@ -136,6 +195,9 @@ class Kitti360Tree:
     def images(self) -> Path:
         return self.root / "data_2d_raw" / self.folder / "image_00" / "data_rect"
 
+    def fisheyes(self, name: str) -> Path:
+        return self.root / "data_2d_raw" / self.folder / name / "data_rgb"
+
     def write_cam0_to_world(self, width: int) -> None:
         """As the dataset's authors say: pose · (IMU ← camera 0) · R_rect⁻¹, with 12 or 16 numbers."""
         rectify = np.eye(4)
@@ -154,8 +216,12 @@ def write_kitti360(
     frame_ids: tuple[int, ...] = (1, 2, 3, 6, 7, 12),
     scan_ids: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 7),
     images: bool = True,
+    fisheyes: bool = False,
 ) -> Kitti360Tree:
-    """One drive with poses of `frame_ids` and scans of `scan_ids`: neither has all of the other's frames."""
+    """One drive with poses of `frame_ids` and scans of `scan_ids`: neither has all of the other's frames.
+
+    With `fisheyes`, their calibration and their images of every scan, plain in one colour for each camera.
+    """
     frames = np.array(frame_ids)
     tree = Kitti360Tree(root, list(frame_ids), drive(int(frames.max()) + 1)[frames])
     for path in (tree.calibration, tree.poses.parent, tree.scans):
@@ -164,7 +230,7 @@ def write_kitti360(
     imu_T_camera1 = IMU_T_CAMERA0 @ CAMERA0_T_CAMERA1
     (tree.calibration / "calib_cam_to_pose.txt").write_text(
         f"image_00: {numbers(IMU_T_CAMERA0[:3])}\nimage_01: {numbers(imu_T_camera1[:3])}\n"
-        f"image_02: {numbers(IMU_T_CAMERA0[:3])}\nimage_03: {numbers(IMU_T_CAMERA0[:3])}\n"
+        + "".join(f"{name}: {numbers(pose[:3])}\n" for name, pose in IMU_T_FISHEYE.items())
     )
     rectify1 = Rotation.from_rotvec([0, 0.01, 0]).as_matrix() @ RECTIFY
     lines = ["calib_time: 28-May-2013 12:00:00", "corner_dist: 1.0e-01"]
@@ -173,6 +239,11 @@ def write_kitti360(
         lines += [f"S_rect_0{k}: {float(IMAGE_SIZE[0]):e} {float(IMAGE_SIZE[1]):e}"]
         lines += [f"R_rect_0{k}: {numbers(rotation)}", f"P_rect_0{k}: {numbers(projection)}"]
     (tree.calibration / "perspective.txt").write_text("\n".join(lines) + "\n")
+    if fisheyes:
+        for name, values in FISHEYES.items():
+            write_fisheye(tree.calibration, name, values, FISHEYE_SIZE)
+            for frame in scan_ids:
+                write_image(tree.fisheyes(name) / f"{frame:010d}.png", FISHEYE_SIZE, FISHEYE_COLOURS[name])
     world_T_imu = tree.map_T_lidar @ LIDAR_T_CAMERA0 @ np.linalg.inv(IMU_T_CAMERA0)
     rows = (f"{i} {numbers(pose[:3])}" for i, pose in zip(frame_ids, world_T_imu, strict=True))
     tree.poses.write_text("\n".join(rows) + "\n")
