@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ class RecordTable:
         """
         features = self._features if images else self._features_encoded
         return features.deserialize_example_np(self._payload(index))
+
+    def columns(self, names: Sequence[str], numbers: Iterable[int]) -> dict[str, np.ndarray]:
+        """{name: (N, ...)} of the records `numbers`; nothing but the features `names` is decoded, so that the
+        poses of a dataset are read without its images. Raises RecordError where the table lacks one."""
+        missing = sorted(set(names) - self._features.keys())
+        if missing:
+            raise RecordError(
+                f"{self.folder}: expected features {missing}, found {sorted(self._features.keys())}. Prepare "
+                "the folder again with the converter that the config names."
+            )
+        wanted = tfds.features.FeaturesDict({name: self._features[name] for name in names})
+        records = [wanted.deserialize_example_np(self._payload(int(number))) for number in numbers]
+        return {name: np.array([record[name] for record in records]) for name in names}
 
     def _payload(self, index: int) -> bytes:
         if not 0 <= index < len(self):

@@ -52,6 +52,16 @@ def test_records_are_what_tensorflow_reads(toy_root):
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_columns_are_the_named_features_of_the_named_records(toy_root):
+    table = RecordTable(toy_root / "frames")
+    found = table.columns(("target", "token"), [30, 2])
+    assert found.keys() == {"target", "token"}
+    np.testing.assert_array_equal(found["target"], [table[30]["target"], table[2]["target"]])
+    assert found["token"].tolist() == [b"frame-30", b"frame-2"]
+    with pytest.raises(RecordError, match=r"expected features \['place'\], found \['cameras', 'image'"):
+        table.columns(("place", "token"), [0])
+
+
 def test_records_come_in_any_order_and_from_threads(toy_root):
     table = RecordTable(toy_root / "frames")
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(32), 8))
