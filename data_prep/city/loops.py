@@ -2,9 +2,10 @@
 
 A drive walks through the streets of a district at random, and at every junction prefers the street, and the
 side of the lane, that makes the kind of pass it has had least of. Of many such walks the one with most of its
-rarest kind is driven.
+rarest kind is driven, and where the size says so, one that spans enough of the town.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
 
 from data_prep.city.drives import (
     MAX_SPEED,
@@ -29,7 +31,10 @@ from data_prep.city.world import World, location_rng
 
 WALKS = 1500  # that are tried for each drive
 STALE = 60.0  # m of loops that a street is worth which no other drive has used
-SHARES = {"first": 0.34, "same": 0.18, "lane": 0.22, "reverse": 0.26}  # of the metres, wished for
+REVISITS = {"same": 0.27, "lane": 0.33, "reverse": 0.40}  # of the metres that are revisits, wished for
+SHORT = 5.0  # m of loops that a metre is worth which a walk spans less than is wished
+LEFT_OUT = 0.8  # of the streets between two blocks of a walk
+SPREAD = 40.0  # m; how far a walk's next block may be from the one that lies farthest off
 LOOP_DISTANCE = 4.0  # m between two frames that are a loop, in three dimensions
 LOOP_GAP = 50  # frames that must lie between them at least
 REACH = 3.7  # m across the street within which a pass is a revisit of another: less than LOOP_DISTANCE
@@ -45,7 +50,7 @@ class Leg(NamedTuple):
     start: int  # node
     end: int
     offset: float  # m from the centre line, to the own side
-    kind: str  # of SHARES: what it is to the nearest earlier pass of the street in this drive
+    kind: str  # "first" or of REVISITS: what it is to the nearest earlier pass of the street in this drive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ def plan_loops(
         for index in range(count):
             frames = plan.keyframes // count + (index < plan.keyframes % count)
             seconds = frames * size.frame_seconds
-            legs, route, trajectory = _plan_drive(world, district, seconds, driven, rng)
+            legs, route, trajectory = _plan_drive(world, district, size, seconds, driven, rng)
             for leg in legs:
                 driven[leg.street] += 1
             on = FIRST_DATE + int(rng.integers(DATES)) if date is None else np.datetime64(date)
@@ -116,7 +121,12 @@ def lateral_offsets(street: Street) -> tuple[float, float]:
 
 
 def _plan_drive(
-    world: World, district: str, seconds: float, driven: np.ndarray, rng: np.random.Generator
+    world: World,
+    district: str,
+    size: LoopSize,
+    seconds: float,
+    driven: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[list[Leg], list[int], Trajectory]:
     """The best of many walks that keeps to the road in all its bends: its legs, its nodes and its trajectory.
 
@@ -124,7 +134,7 @@ def _plan_drive(
     """
     room = world.road.buffer(-KERB_GAP)
     shapely.prepare(room)
-    for legs in _walks(world.graph, district, seconds, driven, rng):
+    for legs in _walks(world.graph, district, size, seconds, driven, rng):
         route = [legs[0].start, *(leg.end for leg in legs)]
         trajectory = drive_route(world, route, seconds, rng, 0, [leg.offset for leg in legs])
         of_drive = (trajectory.time > -0.5) & (trajectory.time < seconds + 0.5)
@@ -134,18 +144,34 @@ def _plan_drive(
 
 
 def _walks(
-    graph: StreetGraph, district: str, seconds: float, driven: np.ndarray, rng: np.random.Generator
+    graph: StreetGraph,
+    district: str,
+    size: LoopSize,
+    seconds: float,
+    driven: np.ndarray,
+    rng: np.random.Generator,
 ) -> list[list[Leg]]:
     """Walks through the streets around a few blocks each, the best first."""
     rings = _rings(graph, district)
+    middles = np.array([np.mean([_middle(graph, number) for number in sorted(ring)], 0) for ring in rings])
     metres = seconds * USUAL_SPEED  # the route is longer than what is driven of it
+    shares = _shares(size)
     found = []
     for number in range(WALKS):
-        own = _few_blocks(graph, rings, SHARES["first"] * metres * rng.uniform(0.8, 1.4), rng)
-        walk = _walk(graph, own, seconds * MAX_SPEED + 60, rng)
+        own = _few_blocks(graph, rings, middles, shares["first"] * metres * rng.uniform(0.8, 1.4), rng)
+        walk = _walk(graph, own, seconds * MAX_SPEED + 60, shares, rng)
+        driven_of_it = _within(graph, walk, metres)
         used = sum(driven[leg.street] for leg in walk) / len(walk)
-        found.append((STALE * used - _worth(graph, walk, metres), number, walk))
+        short = max(size.span - _span(graph, driven_of_it), 0.0)
+        found.append((STALE * used + SHORT * short - _worth(graph, driven_of_it, shares), number, walk))
     return [walk for _, _, walk in sorted(found)]
+
+
+def _shares(size: LoopSize) -> dict[str, float]:
+    """Of the metres of a drive, by kind, wished for."""
+    return {"first": size.new_streets} | {
+        kind: share * (1 - size.new_streets) for kind, share in REVISITS.items()
+    }
 
 
 def _rings(graph: StreetGraph, district: str) -> list[set[int]]:
@@ -161,25 +187,61 @@ def _rings(graph: StreetGraph, district: str) -> list[set[int]]:
 
 
 def _few_blocks(
-    graph: StreetGraph, rings: list[set[int]], length: float, rng: np.random.Generator
+    graph: StreetGraph,
+    rings: list[set[int]],
+    middles: np.ndarray,
+    length: float,
+    rng: np.random.Generator,
 ) -> set[int]:
-    """The streets around one block, and around its neighbours until they are `length` metres or more."""
-    streets = set(rings[int(rng.integers(len(rings)))])
+    """The streets around one block, and on and on around a neighbour, mostly away from the first, until they
+    are `length` metres or more. Of those between two blocks, many are left out.
+
+    `middles` (R, 2) are those of the `rings`.
+    """
+    start = int(rng.integers(len(rings)))
+    taken, streets = {start}, set(rings[start])
     while sum(graph.length(number) for number in streets) < length:
-        beside = [ring for ring in rings if ring & streets and not ring <= streets]
+        beside = [k for k, ring in enumerate(rings) if k not in taken and ring & streets]
         if not beside:
             break
-        streets |= beside[int(rng.integers(len(beside)))]
+        away = [np.hypot(*(middles[k] - middles[start])) + SPREAD * rng.gumbel() for k in beside]
+        further = beside[int(np.argmax(away))]
+        between = [number for number in sorted(rings[further] & streets) if rng.random() < LEFT_OUT]
+        taken.add(further)
+        streets = _without_dead_ends(graph, (streets | rings[further]) - set(between))
     return streets
 
 
-def _walk(graph: StreetGraph, own: set[int], length: float, rng: np.random.Generator) -> list[Leg]:
+def _without_dead_ends(graph: StreetGraph, streets: set[int]) -> set[int]:
+    """Those of the streets that can be driven without turning back on the spot."""
+    while True:
+        ends = Counter(node for number in streets for node in _ends(graph, number))
+        kept = {number for number in streets if min(ends[node] for node in _ends(graph, number)) > 1}
+        if kept == streets:
+            return streets
+        streets = kept
+
+
+def _ends(graph: StreetGraph, number: int) -> tuple[int, int]:
+    street = graph.streets[number]
+    return street.a, street.b
+
+
+def _middle(graph: StreetGraph, number: int) -> np.ndarray:
+    """(2,) midway between the ends of a street."""
+    street = graph.streets[number]
+    return (graph.nodes[street.a] + graph.nodes[street.b]) / 2
+
+
+def _walk(
+    graph: StreetGraph, own: set[int], length: float, shares: dict[str, float], rng: np.random.Generator
+) -> list[Leg]:
     """A walk of `length` metres along the streets `own` that never turns back on the spot."""
     starts = sorted(own)
     first = graph.streets[starts[int(rng.integers(len(starts)))]]
     before, here = (first.a, first.b) if rng.random() < 0.5 else (first.b, first.a)
     passes: dict[int, list[float]] = {}
-    metres = dict.fromkeys(SHARES, 0.0)
+    metres = dict.fromkeys(shares, 0.0)
     legs: list[Leg] = []
     while sum(metres.values()) < length:
         options = []
@@ -189,7 +251,7 @@ def _walk(graph: StreetGraph, own: set[int], length: float, rng: np.random.Gener
             if number in own and end != before:
                 for offset in lateral_offsets(street):
                     kind = _kind(passes.get(number, []), offset if street.a == here else -offset)
-                    lacking = SHARES[kind] * (sum(metres.values()) + 100.0) - metres[kind]
+                    lacking = shares[kind] * (sum(metres.values()) + 100.0) - metres[kind]
                     options.append((lacking + 30.0 * rng.gumbel(), Leg(number, here, end, offset, kind)))
         leg = max(options)[1]
         forward = graph.streets[leg.street].a == here
@@ -213,16 +275,24 @@ def _kind(passes: list[float], offset: float) -> str:
     return "lane" if across >= BESIDE else "same"
 
 
-def _worth(graph: StreetGraph, legs: list[Leg], driven: float) -> float:
-    """Metres of the rarest of the kinds of revisits, within the metres that are driven for certain."""
-    metres = dict.fromkeys(SHARES, 0.0)
+def _within(graph: StreetGraph, legs: list[Leg], driven: float) -> list[Leg]:
+    """The legs that the first `driven` metres of a walk reach."""
+    ends = np.cumsum([graph.length(leg.street) for leg in legs])
+    return legs[: int(np.searchsorted(ends, driven)) + 1]
+
+
+def _span(graph: StreetGraph, legs: list[Leg]) -> float:
+    """Metres between the two junctions of a walk that lie farthest apart."""
+    nodes = graph.nodes[sorted({node for leg in legs for node in (leg.start, leg.end)})]
+    return float(pdist(nodes).max())
+
+
+def _worth(graph: StreetGraph, legs: list[Leg], shares: dict[str, float]) -> float:
+    """Metres of the rarest of the kinds of revisits, by their shares."""
+    metres = dict.fromkeys(shares, 0.0)
     for leg in legs:
-        length = min(graph.length(leg.street), driven)
-        metres[leg.kind] += length
-        driven -= length
-        if driven <= 0:
-            break
-    return min(metres[kind] / SHARES[kind] for kind in ("same", "lane", "reverse"))
+        metres[leg.kind] += graph.length(leg.street)
+    return min(metres[kind] / shares[kind] for kind in REVISITS)
 
 
 def find_loops(map_T_lidar: np.ndarray) -> np.ndarray:

@@ -68,6 +68,8 @@ class LoopSize(CitySize):
 
     sequences: dict[str, int]  # of each district of every town, which share its keyframes
     frame_seconds: float = 0.1
+    new_streets: float = 0.34  # of the metres of a drive, wished for; the others are revisits
+    span: float = 0.0  # m between the farthest two junctions of a drive, wished for
 
 
 _ALL_TOWNS = ("boston-seaport", "singapore-onenorth", "singapore-hollandvillage", "singapore-queenstown")
@@ -142,16 +144,18 @@ KITTI_SIZES: dict[str, LoopSize] = {
     "small": LoopSize(
         locations=("karlsruhe-east",),
         districts={
-            "train": DistrictSize((400.0, 340.0), 1800),
-            "val": DistrictSize((200.0, 180.0), 450),
-            "test": DistrictSize((360.0, 320.0), 1770),
+            "train": DistrictSize((600.0, 460.0), 2000),
+            "val": DistrictSize((400.0, 280.0), 500),
+            "test": DistrictSize((600.0, 420.0), 2400),
         },
-        block_area=3000.0,
+        block_area=4500.0,
         image_size=(414, 125),
         lidar_azimuths=400,
         scene_keyframes=100,
         sequences={"train": 4, "val": 1, "test": 3},
-        frame_seconds=0.14,
+        frame_seconds=0.24,
+        new_streets=0.5,
+        span=400.0,
     ),
     "medium": LoopSize(
         locations=("karlsruhe-east", "karlsruhe-west"),

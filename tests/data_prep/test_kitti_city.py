@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import shapely
 import shapely.affinity
+from scipy.spatial.distance import pdist
 
 from data_prep.city import generate, loops, recording, write_kitti, write_kitti360
 from data_prep.city.loops import LoopDrive
 from data_prep.city.sensors import RayCaster
 from data_prep.city.sizes import KITTI_SIZES
+from data_prep.city.streets import Street, StreetGraph
 from data_prep.city.world import World
 from data_prep.raw import kitti, kitti360
 from data_prep.raw.scan_files import check_files
@@ -316,9 +318,34 @@ def test_the_small_city_has_loops_of_every_kind(small):
             total = counts.setdefault(drive.district, dict.fromkeys(counted, 0))
             for kind, number in counted.items():
                 total[kind] += number
-    assert 3500 <= sum(total["frames"] for total in counts.values()) <= 4200
-    assert min(counts["test"].values()) >= 250
+    assert {district: total["frames"] for district, total in counts.items()} == {
+        district: plan.keyframes for district, plan in KITTI_SIZES["small"].districts.items()
+    }
+    assert min(counts["test"].values()) >= 300
     assert min(counts["train"].values()) >= 200
+
+
+def test_the_small_city_is_driven_across_many_blocks(small):
+    """A place is to be told from places that a scan of ±80 m does not show."""
+    for world, drives in small:
+        for drive in drives:
+            xy = poses_of(world, drive)[:, :2, 3]
+            apart = pdist(xy)
+            least_span, least_streets = (300, 12) if drive.district == "test" else (200, 8)
+            assert apart.max() > least_span, drive.sequence
+            assert len({leg.street for leg in drive.legs}) >= least_streets, drive.sequence
+            if drive.district == "test":
+                assert (apart < 80).mean() < 0.5, drive.sequence
+
+
+def test_walks_have_no_dead_ends():
+    """Of a ladder whose rungs are streets, all but one rung left out: what dangles is left out too."""
+    nodes = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 1)]
+    pairs = [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6), (0, 4), (1, 5)]
+    streets = [Street(a, b, "residential", 8.0, 2.0, 1, "train") for a, b in pairs]
+    graph = StreetGraph(100.0 * np.array(nodes, float), streets)
+    kept = loops._without_dead_ends(graph, set(range(len(pairs))))
+    assert {pairs[number] for number in kept} == {(0, 1), (4, 5), (0, 4), (1, 5)}
 
 
 def test_drives_keep_to_the_road_and_turn_nowhere_on_the_spot(small):
@@ -329,8 +356,8 @@ def test_drives_keep_to_the_road_and_turn_nowhere_on_the_spot(small):
             poses = poses_of(world, drive)
             assert shapely.contains_xy(room, *poses[:, :2, 3].T).all(), drive.sequence
             step = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
-            assert 0.3 < step.min() < step.max() < 1.6
-            assert 0.8 < step.mean() < 1.25
+            assert 0.6 < step.min() < step.max() < 2.7
+            assert 1.7 < step.mean() < 2.3
             turn = np.einsum("nij,nij->n", poses[1:, :3, :3], poses[:-1, :3, :3])
             assert np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1))).max() < 20
 
