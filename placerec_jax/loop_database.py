@@ -30,6 +30,8 @@ from placerec_jax.training.checkpoint import Checkpointer
 from placerec_jax.training.sharding import make_mesh
 from placerec_jax.training.state import abstract_variables
 
+_ROUNDING = 1e-4  # of squared norms: far above what float32 loses in a product of a few thousand terms
+
 
 class ScanError(UserError, ValueError):
     """Points that are no scan."""
@@ -70,9 +72,9 @@ class LoopDatabase:
         self._describe = jax.jit(lambda bev: _describe(self._cfg, variables, bev))
         self._match = jax.jit(lambda query, candidate: lcd.match(self._cfg, query, candidate))
         self._keypoints: list[dict[str, np.ndarray]] = []
-        self._descriptors = np.zeros(
-            (0, 0), np.float32
-        )  # room for as many rows again, doubled when it is full
+        # Room for as many rows again, doubled when it is full.
+        self._descriptors = np.zeros((0, 0), np.float32)
+        self._squared_norms = np.zeros(0, np.float32)  # of the descriptors
 
     @classmethod
     def load(
@@ -106,11 +108,13 @@ class LoopDatabase:
         descriptor = found["descriptor"][0]
         number = len(self._keypoints)
         if number == len(self._descriptors):
-            grown = np.zeros((max(64, 2 * number), len(descriptor)), np.float32)
+            room = max(64, 2 * number)
+            grown, norms = np.zeros((room, len(descriptor)), np.float32), np.zeros(room, np.float32)
             if number:
-                grown[:number] = self._descriptors
-            self._descriptors = grown
+                grown[:number], norms[:number] = self._descriptors, self._squared_norms
+            self._descriptors, self._squared_norms = grown, norms
         self._descriptors[number] = descriptor
+        self._squared_norms[number] = descriptor @ descriptor
         self._keypoints.append({name: value for name, value in found.items() if name != "descriptor"})
         return number
 
@@ -118,10 +122,18 @@ class LoopDatabase:
         """The `count` scans most like scan `number` among those more than `gap` before it, nearest first."""
         self._check(number)
         allowed = max(0, number - self._gap)
-        difference = self._descriptors[:allowed] - self._descriptors[number]
-        distance = np.linalg.norm(difference, axis=1)
+        if not allowed or count < 1:
+            return []
+        asked = self._descriptors[number]
+        # ‖d‖² − 2 d·q orders scans as ‖d − q‖² does and reads every descriptor once. Rounding may exchange
+        # scans that are nearly equally far, so all of those are compared exactly.
+        norms = self._squared_norms[:allowed]
+        order = norms - 2 * (self._descriptors[:allowed] @ asked)
+        last = np.partition(order, min(count, allowed) - 1)[min(count, allowed) - 1]
+        likely = np.flatnonzero(order <= last + _ROUNDING * (norms.max() + self._squared_norms[number]))
+        distance = np.linalg.norm(self._descriptors[likely] - asked, axis=1)
         nearest = np.argsort(distance, kind="stable")[:count]
-        return [(int(i), float(distance[i])) for i in nearest]
+        return [(int(likely[i]), float(distance[i])) for i in nearest]
 
     def verify(self, number: int, candidate: int) -> Loop:
         """Matches the key points of two scans; accepted from `cfg.eval.min_inliers` inliers on."""

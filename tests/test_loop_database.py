@@ -52,6 +52,25 @@ def test_the_first_scans_have_no_candidates(network):
         database.query(1)
 
 
+@pytest.mark.parametrize("count", [1, 5, 400])
+def test_retrieval_is_that_of_all_differences(network, count):
+    """Also where descriptors are equal, or nearly so: rounding decides nothing."""
+    database, rng = LoopDatabase(*network, gap=10), np.random.default_rng(0)
+    descriptors = rng.normal(size=(300, 2048)).astype(np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    descriptors[100:140] = descriptors[290] * (1 + 1e-7 * rng.normal(size=(40, 2048))).astype(np.float32)
+    descriptors[200] = descriptors[50]
+    for descriptor in descriptors:
+        database.insert({"descriptor": descriptor[None]})
+    for number in (5, 60, 215, 290, 299):
+        allowed = max(0, number - 10)
+        distance = np.linalg.norm(descriptors[:allowed] - descriptors[number], axis=1)
+        expected = np.argsort(distance, kind="stable")[:count]
+        found = database.query(number, count)
+        assert [scan for scan, _ in found] == expected.tolist()
+        np.testing.assert_array_equal([far for _, far in found], distance[expected])
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [
