@@ -17,6 +17,7 @@ from data_prep.city.actors import STANDING_SPEED, Actor, plan_actors
 from data_prep.city.classes import Label, instance_id
 from data_prep.city.drives import Log, Scene
 from data_prep.city.furniture import IN_GUTTER, Car, Parking, add_cars, park_cars
+from data_prep.city.lenses import Mei
 from data_prep.city.light import Light, draw_light, in_season
 from data_prep.city.living import Stage, View
 from data_prep.city.mesh import Mesh, MeshBuilder, merge, near
@@ -117,7 +118,8 @@ def log_rig(log: Log, size_name: str, seed: int, layout: Layout = NUSCENES) -> R
     """The calibration of one date, or of all where the format has one for all."""
     place, number = ("everywhere", 0) if layout.one_calibration else (log.location, log.number)
     rng = location_rng(seed, place, 2, number)
-    return make_rig(layout.rig.image_size(layout.size(size_name).image_size[0]), rng, layout.rig)
+    size = layout.size(size_name)
+    return make_rig(layout.rig.image_size(size.image_size[0]), rng, layout.rig, size.fisheye_side)
 
 
 def log_light(log: Log, seed: int, cameras: int = 6) -> Light:
@@ -255,9 +257,11 @@ def record_scene(
     rng = location_rng(seed, log.location, 6, log.number, scene.first)
     times = timestamps(log, scene, own.rig, seed)
     stage = scene_stage(world, log, scene, own)
-    focal = own.rig.cameras[min(1, len(own.rig.cameras) - 1)].intrinsics[0, 0]
-    shader = Shader(own.light, 1.0 / focal, scene_surroundings(world, log, scene))
+    surroundings = scene_surroundings(world, log, scene)
+    angles = pixel_angles(own.rig)
+    shaders = {angle: Shader(own.light, angle, surroundings) for angle in set(angles)}
     rays = [camera.rays() for camera in own.rig.cameras]
+    dark = [~camera.seen().reshape(camera.size[::-1]) for camera in own.rig.cameras]
     directions, rings = lidar_directions(layout.size(size_name).lidar_azimuths, layout.rig.beams)
     boxes = []
     for frame, keyframe in enumerate(times, scene.first):
@@ -265,8 +269,9 @@ def record_scene(
         seconds = (keyframe - log.start) / 1e6
         for index, camera in enumerate(own.rig.cameras):
             pose, time = poses[index + 1], float(seconds[index + 1])
-            colour = photograph(stage, shader, camera, rays[index], pose, time)
+            colour = photograph(stage, shaders[angles[index]], camera, rays[index], pose, time)
             image = develop(colour, float(own.light.exposure[index]), own.light.noise, rng)
+            image[dark[index]] = 0
             path = root / layout.image_file(log, camera.channel, Instant(frame, keyframe[index + 1]))
             if not cv2.imwrite(str(path), image[..., ::-1], _IMAGE_OPTIONS[path.suffix]):
                 raise OSError(f"{path}: the image could not be written; is the disk full?")
@@ -289,7 +294,7 @@ def photograph(
 ) -> np.ndarray:
     """(height, width, 3) float32 linear RGB of one exposure, at a time (s) from the log's start.
 
-    `rays` are the camera's.
+    `rays` are the camera's; pixels without one are black.
     """
     origins, directions = camera_rays(camera, map_T_ego, rays, stage.mesh.centre)
     view = camera_view(stage, camera, rays, map_T_ego, time)
@@ -300,16 +305,24 @@ def photograph(
         for p in pieces
     ]
     width, height = camera.size
-    return np.concatenate(colour).reshape(height, width, 3)
+    image = np.zeros((height * width, 3), np.float32)
+    image[camera.seen()] = np.concatenate(colour)
+    return image.reshape(height, width, 3)
+
+
+def pixel_angles(rig: Rig) -> list[float]:
+    """Radians of a pixel of each camera, by which its texture fades.
+
+    Cameras without a fisheye count as the one that looks ahead, so that texture is alike where they meet.
+    """
+    ahead = rig.cameras[min(1, len(rig.cameras) - 1)].pixel_angle
+    return [camera.pixel_angle if isinstance(camera.lens, Mei) else ahead for camera in rig.cameras]
 
 
 def camera_view(stage: Stage, camera: Camera, rays: np.ndarray, map_T_ego: np.ndarray, time: float) -> View:
     """The stage at the time of an exposure, with those who move where the camera looks."""
     map_T_camera = map_T_ego @ camera.ego_T_camera
-    axis = camera.ego_T_camera[:3, 2]
-    width, height = camera.size
-    corners = rays[[0, width - 1, (height - 1) * width, height * width - 1]]
-    half = float(np.arccos(np.clip(corners @ axis, -1, 1)).max()) + 0.05
+    half = float(np.arccos(np.clip((rays @ camera.ego_T_camera[:3, 2]).min(), -1, 1))) + 0.05
     return stage.at(time, map_T_camera[:3, 3], map_T_camera[:3, 2], half)
 
 

@@ -2,28 +2,39 @@
 
 Every ray is cast by Embree. Camera frames: z forward, x right, y down. A pixel (column i, row j) covers the
 square from (i, j) to (i + 1, j + 1), so that intrinsics scale with the image size; its ray goes through (i
-+ 0.5, j + 0.5). LiDAR frame: z up; x right and y forward as in nuScenes, or as the plan of the rig turns it.
++ 0.5, j + 0.5), as the camera's lens bends it. LiDAR frame: z up; x right and y forward as in nuScenes, or
+as the plan of the rig turns it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
+from data_prep.city.lenses import PINHOLE, Lens, Mei
 from data_prep.city.mesh import Material, Mesh
 
 
 class Mount(NamedTuple):
     """Where a camera sits and what it sees, before the small differences between logs."""
 
-    focal: float  # pixels of the plan's reference size
+    focal: float | tuple[float, float]  # pixels of the plan's reference size: along rows and columns
     centre: tuple[float, float]
     position: tuple[float, float, float]  # in the ego frame
     yaw: float  # degrees, left positive
     delay: float  # seconds of the exposure before the end of the LiDAR's sweep
     pitch: float = 0.0  # degrees, up positive
+    lens: Lens = PINHOLE
+
+
+class RightOf(NamedTuple):
+    """A camera that is rectified with an earlier one of the plan: the same, but so far to its right."""
+
+    channel: str
+    metres: float
 
 
 # Order and delays follow the sweep of the LiDAR past the cameras.
@@ -39,6 +50,9 @@ NUSCENES_BEAMS = tuple(np.linspace(-30.67, 10.67, 32).tolist())  # degrees of el
 LIDAR_RANGE = 80.0  # m
 LIDAR_NOISE = 0.015  # m, standard deviation of a range
 LIDAR_LOSS = 0.03  # share of returns that are lost
+
+# Camera axes in an ego that looks forward.
+_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 _REFLECTIVITY = {
     Material.ASPHALT: 12,
@@ -61,11 +75,12 @@ class RigPlan:
     """What the rigs of all logs of one format have in common."""
 
     reference_size: tuple[int, int]  # pixels: the image size that the intrinsics of `cameras` belong to
-    cameras: dict[str, Mount]
+    cameras: Mapping[str, Mount | RightOf]
     lidar_position: tuple[float, float, float]  # in the ego frame
     ego_height: float  # m of the ego frame's origin above the ground
     beams: tuple[float, ...] = NUSCENES_BEAMS  # elevation of each of the LiDAR's, in degrees
     lidar_yaw: float = -90.0  # degrees from the ego's x axis to the LiDAR's
+    fisheye_side: int = 0  # pixels: side of the square images that the intrinsics of fisheyes belong to
 
     def image_size(self, width: int) -> tuple[int, int]:
         """Width and height of images that are so wide."""
@@ -84,14 +99,28 @@ class Camera:
     ego_T_camera: np.ndarray  # (4, 4)
     delay: float  # s before the LiDAR's timestamp
     size: tuple[int, int]  # width, height
+    lens: Lens = PINHOLE
+
+    @property
+    def pixel_angle(self) -> float:
+        """Radians between the rays of two neighbouring pixels in the middle of the image."""
+        return self.lens.spread / self.intrinsics[0, 0]
+
+    def seen(self) -> np.ndarray:
+        """(height · width,) bool, row by row: the pixels that light reaches through the lens."""
+        return np.hypot(*self._plane().T) <= self.lens.rim
 
     def rays(self) -> np.ndarray:
-        """(height · width, 3) float32 unit directions in the ego frame, row by row."""
+        """(N, 3) float32 unit directions in the ego frame of the `seen` pixels, row by row."""
+        directions = self.lens.lift(self._plane()[self.seen()]) @ self.ego_T_camera[:3, :3].T
+        return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
+
+    def _plane(self) -> np.ndarray:
+        """(height · width, 2) points of the image plane, row by row."""
         width, height = self.size
         u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         pixels = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3)
-        directions = pixels @ np.linalg.inv(self.intrinsics).T @ self.ego_T_camera[:3, :3].T
-        return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
+        return (pixels @ np.linalg.inv(self.intrinsics).T)[:, :2]
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,10 @@ class Rig:
 
     cameras: list[Camera]
     ego_T_lidar: np.ndarray  # (4, 4)
+
+    def camera(self, channel: str) -> Camera:
+        """The camera of that name."""
+        return next(camera for camera in self.cameras if camera.channel == channel)
 
 
 def yaw_matrix(yaw: float) -> np.ndarray:
@@ -123,26 +156,48 @@ def _small_rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * skew @ skew
 
 
-def make_rig(image_size: tuple[int, int], rng: np.random.Generator, plan: RigPlan = NUSCENES_RIG) -> Rig:
-    """The rig of one log: calibration differs a little between logs."""
-    scale = np.array(image_size) / plan.reference_size
-    optical = np.array(
-        [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
-    )  # camera axes in a forward-looking ego
-    cameras = []
+def make_rig(
+    image_size: tuple[int, int], rng: np.random.Generator, plan: RigPlan = NUSCENES_RIG, fisheye_side: int = 0
+) -> Rig:
+    """The rig of one log: calibration differs a little between logs.
+
+    `image_size` is that of the cameras without fisheyes, whose images are squares of `fisheye_side` pixels.
+    """
+    cameras: dict[str, Camera] = {}
     for channel, mount in plan.cameras.items():
-        focal = (mount.focal + rng.normal(0, 4)) * scale
-        centre = (np.array(mount.centre) + rng.normal(0, 6, 2)) * scale
-        intrinsics = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
-        pose = np.eye(4)
-        facing = yaw_matrix(np.radians(mount.yaw)) @ pitch_matrix(np.radians(mount.pitch))
-        pose[:3, :3] = facing @ _small_rotation(rng, 0.25) @ optical
-        pose[:3, 3] = np.array(mount.position) + rng.normal(0, 0.008, 3)
-        cameras.append(Camera(channel, intrinsics, pose, mount.delay, image_size))
+        if isinstance(mount, RightOf):
+            cameras[channel] = _beside(cameras[mount.channel], channel, mount.metres)
+        elif isinstance(mount.lens, Mei):
+            scale = np.full(2, fisheye_side / plan.fisheye_side)
+            cameras[channel] = _mounted(channel, mount, (fisheye_side, fisheye_side), scale, rng)
+        else:
+            scale = np.array(image_size) / plan.reference_size
+            cameras[channel] = _mounted(channel, mount, image_size, scale, rng)
     lidar = np.eye(4)
     lidar[:3, :3] = yaw_matrix(np.radians(plan.lidar_yaw)) @ _small_rotation(rng, 0.2)
     lidar[:3, 3] = np.array(plan.lidar_position) + rng.normal(0, 0.008, 3)
-    return Rig(cameras, lidar)
+    return Rig(list(cameras.values()), lidar)
+
+
+def _mounted(
+    channel: str, mount: Mount, size: tuple[int, int], scale: np.ndarray, rng: np.random.Generator
+) -> Camera:
+    """A camera near its mount; `scale` (2,) is from the pixels of the plan to those of the image."""
+    focal = (np.array(mount.focal) + rng.normal(0, 4)) * scale
+    centre = (np.array(mount.centre) + rng.normal(0, 6, 2)) * scale
+    intrinsics = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
+    pose = np.eye(4)
+    facing = yaw_matrix(np.radians(mount.yaw)) @ pitch_matrix(np.radians(mount.pitch))
+    pose[:3, :3] = facing @ _small_rotation(rng, 0.25) @ _OPTICAL
+    pose[:3, 3] = np.array(mount.position) + rng.normal(0, 0.008, 3)
+    return Camera(channel, intrinsics, pose, mount.delay, size, mount.lens)
+
+
+def _beside(camera: Camera, channel: str, metres: float) -> Camera:
+    """The same camera so many metres to the right."""
+    pose = camera.ego_T_camera.copy()
+    pose[:3, 3] += metres * pose[:3, 0]
+    return replace(camera, channel=channel, ego_T_camera=pose)
 
 
 class Hits(NamedTuple):

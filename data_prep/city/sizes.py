@@ -28,7 +28,7 @@ KITTI-360's `small` has 2,670 scans, its other sizes are KITTI's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from data_prep import geodesy
 
@@ -60,6 +60,7 @@ class CitySize:
     image_size: tuple[int, int]  # width, height
     lidar_azimuths: int  # per turn, times 32 beams
     scene_keyframes: int  # per scene, at 2 Hz
+    fisheye_side: int = field(default=0, kw_only=True)  # pixels of the square images of fisheyes, if any
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,9 @@ KITTI_SIZES: dict[str, LoopSize] = {
 
 # KITTI-360: other towns, with the same drives, for what was trained on KITTI's.
 KITTI360_SIZES: dict[str, LoopSize] = {
-    "tiny": replace(KITTI_SIZES["tiny"], locations=("karlsruhe-north",), image_size=(156, 42)),
+    "tiny": replace(
+        KITTI_SIZES["tiny"], locations=("karlsruhe-north",), image_size=(156, 42), fisheye_side=80
+    ),
     "small": replace(
         KITTI_SIZES["small"],
         locations=("karlsruhe-north",),
@@ -197,13 +200,20 @@ KITTI360_SIZES: dict[str, LoopSize] = {
             "test": DistrictSize((360.0, 320.0), 1770),
         },
         image_size=(469, 125),
+        fisheye_side=256,
         sequences={"train": 1, "val": 1, "test": 3},
     ),
     "medium": replace(
-        KITTI_SIZES["medium"], locations=("karlsruhe-north", "karlsruhe-south"), image_size=(704, 188)
+        KITTI_SIZES["medium"],
+        locations=("karlsruhe-north", "karlsruhe-south"),
+        image_size=(704, 188),
+        fisheye_side=700,
     ),
     "large": replace(
-        KITTI_SIZES["large"], locations=("karlsruhe-north", "karlsruhe-south"), image_size=(1408, 376)
+        KITTI_SIZES["large"],
+        locations=("karlsruhe-north", "karlsruhe-south"),
+        image_size=(1408, 376),
+        fisheye_side=1400,
     ),
 }
 

@@ -1,9 +1,9 @@
-"""The KITTI-360 layout of the built-in city: drives of one LiDAR and the left perspective camera, with poses.
+"""The KITTI-360 layout of the built-in city: drives of one LiDAR, two perspective cameras and two fisheyes.
 
-What KITTI-360 has and this does not write: the right perspective camera and the fisheyes (the calibration of
-all is there, because the official loader wants it), and labels. The images are smaller than the real ones,
-and `perspective.txt` says so. As published, some frames have no pose, the first among them, and a scan is no
-snapshot: its points are where the LiDAR saw them from as it turned and drove.
+What KITTI-360 has and this does not write: the second LiDAR, and labels. The images are smaller than the
+real ones, and the calibration says so. The fisheyes do not see the car that carries them. As published, some
+frames have no pose, the first among them, and a scan is no snapshot: its points are where the LiDAR saw them
+from as it turned and drove.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,32 +14,54 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_prep.city.drives import Log
+from data_prep.city.lenses import Mei
 from data_prep.city.loops import LoopDrive, count_loops
 from data_prep.city.recording import Instant, Layout, map_poses, timestamps
-from data_prep.city.sensors import Mount, Rig, RigPlan, yaw_matrix
+from data_prep.city.sensors import Camera, Mount, Rig, RightOf, RigPlan
 from data_prep.city.world import World, location_rng
 from data_prep.city.write_kitti import BEAMS, PARKING, sequence_of, velodyne_bytes
 from placerec_jax.ops import rigid
 
+_RIM = 98.5  # degrees from a fisheye's axis, where the real images turn black
 # The ego frame lies on the ground below the LiDAR. The camera looks down and a little to the left.
 RIG = RigPlan(
     reference_size=(1408, 376),
-    cameras={"image_00": Mount(552.554, (682.049, 238.770), (0.804, 0.30, 1.553), 2.2, 0.0, -5.3)},
+    cameras={
+        "image_00": Mount(552.554, (682.049, 238.770), (0.804, 0.30, 1.553), 2.2, 0.0, -5.3),
+        "image_01": RightOf("image_00", 0.594),
+        "image_02": Mount(
+            (1336.322, 1335.788),
+            (716.943, 705.765),
+            (0.30, 0.55, 1.60),
+            89.3,
+            0.0,
+            -1.2,
+            Mei(2.213405, 0.016798, 1.654877, _RIM),
+        ),
+        "image_03": Mount(
+            (1485.439, 1484.948),
+            (698.883, 698.145),
+            (0.30, -0.55, 1.60),
+            -90.8,
+            0.0,
+            -0.6,
+            Mei(2.553514, 0.049370, 4.506845, _RIM),
+        ),
+    },
     lidar_position=(0.0, 0.0, 1.73),
     ego_height=0.0,
     beams=BEAMS,
     lidar_yaw=0.0,
+    fisheye_side=1400,
 )
+PERSPECTIVE, FISHEYES = ("image_00", "image_01"), ("image_02", "image_03")
+_IMAGE_FOLDERS = {**dict.fromkeys(PERSPECTIVE, "data_rect"), **dict.fromkeys(FISHEYES, "data_rgb")}
 # The frame of the poses: x forward, y right, z down.
 _EGO_T_IMU = np.array(
     [[1.0, 0.0, 0.0, -0.771], [0.0, -1.0, 0.0, 0.304], [0.0, 0.0, -1.0, 0.903], [0.0, 0.0, 0.0, 1.0]]
 )
 # Rotation vectors (radians) from the recorded to the rectified perspective cameras, about the real ones.
 RECTIFICATIONS = ((0.003247, -0.000101, 0.007141), (0.003247, 0.000459, -0.002550))
-BASELINE = 0.594  # m from the left to the right perspective camera
-# Recorded fisheye cameras: yaw in degrees and place in the ego frame.
-_FISHEYES = {"image_02": (90.0, (0.30, 0.55, 1.60)), "image_03": (-90.0, (0.30, -0.55, 1.60))}
-_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # ego axes from camera axes
 
 DRIVES = {"train": (2, 3, 7), "val": (10, 18), "test": (0, 4, 5, 6, 9)}
 DATE = "2013-05-28"  # of all drives
@@ -62,7 +84,7 @@ class Numbers:
 
 
 def _image_file(log: Log, channel: str, instant: Instant) -> str:
-    return f"data_2d_raw/{sequence_of(log)}/{channel}/data_rect/{instant.frame:010d}.png"
+    return f"data_2d_raw/{sequence_of(log)}/{channel}/{_IMAGE_FOLDERS[channel]}/{instant.frame:010d}.png"
 
 
 def _write_sweep(root: Path, log: Log, rig: Rig, instant: Instant, points: np.ndarray) -> None:
@@ -88,33 +110,30 @@ def make_folders(root: Path, drives: Sequence[LoopDrive]) -> None:
     for drive in drives:
         (root / "data_poses" / drive.sequence).mkdir(parents=True)
         (root / "data_3d_raw" / drive.sequence / "velodyne_points" / "data").mkdir(parents=True)
-        for camera in RIG.cameras:
-            (root / "data_2d_raw" / drive.sequence / camera / "data_rect").mkdir(parents=True)
+        for camera, folder in _IMAGE_FOLDERS.items():
+            (root / "data_2d_raw" / drive.sequence / camera / folder).mkdir(parents=True)
 
 
 def write_calibration(root: Path, rig: Rig) -> None:
     """The calibration of all drives."""
     folder = root / "calibration"
-    camera = rig.cameras[0]
-    ego_T_rect = [camera.ego_T_camera, camera.ego_T_camera.copy()]
-    ego_T_rect[1][:3, 3] += BASELINE * camera.ego_T_camera[:3, 0]
-    ego_T_camera = {}
+    ego_T_camera = {camera.channel: camera.ego_T_camera for camera in rig.cameras}
+    left = rig.camera("image_00")
     perspective = []
-    for number, vector in enumerate(RECTIFICATIONS):
+    for number, (channel, vector) in enumerate(zip(PERSPECTIVE, RECTIFICATIONS, strict=True)):
+        camera = rig.camera(channel)
         rect_T_recorded = np.eye(4)
         rect_T_recorded[:3, :3] = Rotation.from_rotvec(vector).as_matrix()
-        ego_T_camera[f"image_{number:02d}"] = ego_T_rect[number] @ rect_T_recorded
-        last = camera.intrinsics @ [[-BASELINE * number], [0.0], [0.0]]
+        ego_T_camera[channel] = camera.ego_T_camera @ rect_T_recorded
+        camera_T_left = rigid.rigid_inverse(camera.ego_T_camera) @ left.ego_T_camera
         perspective += [
             f"S_rect_{number:02d}: {camera.size[0]:f} {camera.size[1]:f}",
             f"R_rect_{number:02d}: {_numbers(rect_T_recorded[:3, :3])}",
-            f"P_rect_{number:02d}: {_numbers(np.concatenate([camera.intrinsics, last], axis=1))}",
+            f"P_rect_{number:02d}: {_numbers(camera.intrinsics @ camera_T_left[:3])}",
         ]
     (folder / "perspective.txt").write_text("\n".join(perspective) + "\n")
-    for name, (yaw, place) in _FISHEYES.items():
-        ego_T_camera[name] = np.eye(4)
-        ego_T_camera[name][:3, :3] = yaw_matrix(np.radians(yaw)) @ _FORWARD
-        ego_T_camera[name][:3, 3] = place
+    for channel in FISHEYES:
+        (folder / f"{channel}.yaml").write_text(_mei_yaml(rig.camera(channel)))
     imu_T_ego = rigid.rigid_inverse(_EGO_T_IMU)
     lines = [f"{name}: {_numbers((imu_T_ego @ pose)[:3])}\n" for name, pose in ego_T_camera.items()]
     (folder / "calib_cam_to_pose.txt").write_text("".join(lines))
@@ -122,17 +141,34 @@ def write_calibration(root: Path, rig: Rig) -> None:
     (folder / "calib_cam_to_velo.txt").write_text(_numbers(lidar_T_camera[:3]) + "\n")
 
 
+def _mei_yaml(camera: Camera) -> str:
+    """The calibration of a fisheye as OpenCV writes it: its first line is no YAML of today's."""
+    if not isinstance(camera.lens, Mei):
+        raise TypeError(f"{camera.channel} has no fisheye")
+    (gamma1, _, u0), (_, gamma2, v0), _ = camera.intrinsics
+    groups = {
+        "mirror_parameters": {"xi": camera.lens.xi},
+        "distortion_parameters": {"k1": camera.lens.k1, "k2": camera.lens.k2, "p1": 0.0, "p2": 0.0},
+        "projection_parameters": {"gamma1": gamma1, "gamma2": gamma2, "u0": u0, "v0": v0},
+    }
+    lines = ["%YAML:1.0", "---", "model_type: MEI", f"camera_name: {camera.channel}"]
+    lines += [f"image_width: {camera.size[0]}", f"image_height: {camera.size[1]}"]
+    for group, values in groups.items():
+        lines += [f"{group}:", *(f"   {name}: {value:.16e}" for name, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
 def write_drive(root: Path, world: World, drive: LoopDrive, rig: Rig, seed: int) -> dict[str, int]:
     """The times and the poses of one drive; returns its number of frames with a pose and of loops."""
     times = np.concatenate([timestamps(drive, scene, rig, seed) for scene in drive.scenes])
-    sensors = (f"data_3d_raw/{drive.sequence}/velodyne_points", f"data_2d_raw/{drive.sequence}/image_00")
-    for column, folder in enumerate(sensors):
+    images = [f"data_2d_raw/{drive.sequence}/{camera.channel}" for camera in rig.cameras]
+    for column, folder in enumerate([f"data_3d_raw/{drive.sequence}/velodyne_points", *images]):
         content = "".join(f"{_clock(time)}\n" for time in times[:, column])
         (root / folder / "timestamps.txt").write_text(content)
     posed = _frames_with_pose(len(times), location_rng(seed, drive.location, 9, drive.number))
     map_T_ego = map_poses(world, drive, times[posed, 0], RIG)
     folder = root / "data_poses" / drive.sequence
-    map_T_rect = map_T_ego @ rig.cameras[0].ego_T_camera
+    map_T_rect = map_T_ego @ rig.camera("image_00").ego_T_camera
     imu = [f"{k} {_numbers(pose[:3])}\n" for k, pose in zip(posed, map_T_ego @ _EGO_T_IMU, strict=True)]
     rectified = [f"{k} {_numbers(pose)}\n" for k, pose in zip(posed, map_T_rect, strict=True)]
     (folder / "poses.txt").write_text("".join(imu))
