@@ -1,4 +1,4 @@
-"""Camera images as they are stored: JPEG, at most so wide.
+"""Camera images, read whole or refused, and as they are stored: JPEG, at most so wide.
 
 Intrinsics are those of the stored image: rows 0 and 1 of K times the resize factor. That is exact where pixel
 coordinates are measured from the image's outer corner (pixel centres at halves); for a calibration with
@@ -16,6 +16,7 @@ from data_prep.raw.frames import Camera
 JPEG_QUALITY = 95
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_PNG_END = b"IEND"  # the last chunk: OpenCV fills what a truncated file lacks and says nothing
 
 
 def stored_image(camera: Camera, image_width: int) -> tuple[bytes, np.ndarray]:
@@ -56,6 +57,20 @@ def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int],
     reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     _, encoded = cv2.imencode(".jpg", reduced, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return encoded.tobytes(), (width, height), size
+
+
+def read_png(path: Path, flags: int) -> np.ndarray:
+    """A whole PNG as OpenCV reads it under these flags; InputError for anything else."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected a PNG image, found no file. Unpack the images of this sequence.")
+    content = path.read_bytes()
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if _PNG_END in content[-16:] else None
+    if pixels is None:
+        raise InputError(
+            f"{path}: expected a whole PNG image, found {len(content)} bytes that are none: the file is "
+            "truncated or damaged. Copy or unpack it again."
+        )
+    return pixels
 
 
 def _ends_whole(content: bytes) -> bool:

@@ -10,14 +10,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep.errors import InputError
-from data_prep.images import JPEG_QUALITY
+from data_prep.images import JPEG_QUALITY, read_png
 from data_prep.raw import kitti, kitti360
 from data_prep.raw.scans import Scan, ScanImage, ScanSequence
 from placerec_jax.ops.point_steps import POINT_UNIT, encode_points
 
 NEAREST = 0.5  # m in front of a camera: what is nearer belongs to the car, or is noise
-
-_PNG_END = b"IEND"  # the last chunk: OpenCV fills what a truncated file lacks and says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +170,7 @@ def links(lidar_xyz: np.ndarray, image: ScanImage) -> tuple[np.ndarray, np.ndarr
 
 def stored_image(image: ScanImage) -> bytes:
     """The image as JPEG; InputError for one that is damaged or of another size than its calibration says."""
-    pixels = _decoded(image.path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = read_png(image.path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels.shape[:2] != (image.height, image.width):
         raise InputError(
             f"{image.path}: expected {image.width} x {image.height} pixels, found {pixels.shape[1]} x "
@@ -206,22 +204,10 @@ def read_bev(path: Path) -> np.ndarray:
 
     InputError for a file that is no whole 8-bit grey PNG.
     """
-    picture = _decoded(path, cv2.IMREAD_UNCHANGED)
+    picture = read_png(path, cv2.IMREAD_UNCHANGED)
     if picture.ndim != 2 or picture.dtype != np.uint8:
         raise InputError(
             f"{path}: expected one channel of 8 bits (density), found {picture.shape} {picture.dtype}. Save "
             "the pictures as 8-bit grey PNG."
         )
     return np.ascontiguousarray(picture[::-1, ::-1])
-
-
-def _decoded(path: Path, flags: int) -> np.ndarray:
-    """A whole PNG as OpenCV reads it."""
-    content = path.read_bytes()
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if _PNG_END in content[-16:] else None
-    if pixels is None:
-        raise InputError(
-            f"{path}: expected a whole PNG image, found {len(content)} bytes that are none: the file is "
-            "truncated or damaged. Copy or unpack it again."
-        )
-    return pixels
