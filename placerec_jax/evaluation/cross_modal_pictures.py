@@ -222,7 +222,7 @@ def _submap(axes: Axes, submap: Submap, limit: float) -> None:
     if submap.saliency is None:
         axes.scatter(*right_up.T, s=size, c="#e6e9ee", lw=0)
     else:
-        shade = 0.15 + 0.85 * to_unit(submap.saliency[order])  # the faintest are still seen
+        shade = 0.28 + 0.72 * to_unit(submap.saliency[order])  # the faintest are still seen
         axes.scatter(*right_up.T, s=size, c=matplotlib.colormaps[SALIENCY](shade), lw=0)
     axes.plot(0, 0, "^", color="#56B4E9", ms=7, mec="white", mew=0.8, zorder=5)
     place = ego_to_picture(submap.query_xy)

@@ -18,8 +18,7 @@ from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Secti
 from placerec_jax.evaluation.retrieval import NEVER
 from placerec_jax.ops.rigid import rigid_inverse
 
-GROUPS = {"right": "Queries whose first submap is right", "wrong": "Queries whose first submap is wrong"}
-ENTRIES = {"point": "submap", "image": "image"}  # what a database holds
+GROUPS = {"right": "Queries whose first entry is right", "wrong": "Queries whose first entry is wrong"}
 ORDINALS = ("first", "second", "third")
 
 
@@ -46,7 +45,8 @@ def direction_table(scores: Mapping[str, Any], direction: str, method: ModuleTyp
         ]
         rows.append(Row([label, *counts, *cells], "ours"))
         rows.append(Row(["chance", "", "", "", *(_percent(part["chance"][key]) for key in keys)], "baseline"))
-    published = [row for row in getattr(method, "PUBLISHED", ()) if row.get("direction") == direction]
+    figures = [f"{direction}_recall_at_{key}" for key in keys]
+    published = [row for row in getattr(method, "PUBLISHED", ()) if not row.keys().isdisjoint(figures)]
     if published:
         rows.append(
             Row(
@@ -55,7 +55,7 @@ def direction_table(scores: Mapping[str, Any], direction: str, method: ModuleTyp
             )
         )
         for row in published:
-            cells = [f"{row[f]:.2f}" if (f := f"recall_at_{key}") in row else "–" for key in keys]
+            cells = [f"{row[figure]:.2f}" if figure in row else "–" for figure in figures]
             rows.append(Row([f"{row['table']}: {row['model']}", "", "", "", *cells], "published"))
     notes = [f"{row['model']}: {row['note']}." for row in published if row.get("note")]
     return Table(
@@ -73,7 +73,8 @@ def _rule_note(scores: Mapping[str, Any], direction: str) -> str:
         f"Right: at most {rule['radius_m']:g} m away on the ground plane, in the same sequence.",
         "Nothing right: queries without a right entry, which count as misses.",
         f"R@1 %: K is one percent of the database, at least 1 ({one_percent}).",
-        "Chance: the expected recall of a random order of the same database.",
+        "Chance: the expected recall of a random order of the same database; what a network retrieves lies "
+        "together, so that at larger K it may fall below.",
         f"Brackets: 95 % {interval['method']}, {interval['resamples']} resamples of {interval['units']} "
         f"units, each a {interval['unit']}, seed {interval['seed']}.",
     ]
@@ -249,7 +250,7 @@ def retrieval_of(
     query = _row(rows, features, place)
     known = int((rows["retrieved/candidate"][query] >= 0).sum())
     rank, right = int(rows["retrieved/rank"][query]), int(rows["retrieved/right"][query])
-    first = "none retrieved" if rank == NEVER else f"the first at place {rank + 1}"
+    first = "none among the nearest" if rank == NEVER else f"the first at place {rank + 1}"
     own = "its own submap"
     if not scores["rule"]["queries_in_database"]:
         own += ", not in the database"
@@ -262,7 +263,7 @@ def retrieval_of(
     image = features["image"][place]
     saliency = predictions.get("image_saliency")
     return Retrieval(
-        title=f"{right} of {int(rows['retrieved/gallery'][query])} submaps are right, {first}",
+        title=f"{right} of {int(rows['retrieved/gallery'][query])} entries are right, {first}",
         query_name=_frame_name(rows, query),
         image=image,
         saliency=None if saliency is None else cross_modal_pictures.patches(saliency[place], image.shape[:2]),

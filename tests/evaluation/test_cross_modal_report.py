@@ -19,9 +19,8 @@ METHOD = types.SimpleNamespace(
         {
             "table": "text",
             "model": "Panorama",
-            "direction": "image_to_point",
-            "recall_at_1": 78.92,
-            "recall_at_10": 97.59,
+            "image_to_point_recall_at_1": 78.92,
+            "image_to_point_recall_at_10": 97.59,
             "note": "one source says R@1 %",
         },
     ),
@@ -70,25 +69,25 @@ def blocks(sections, kind):
 
 @pytest.mark.parametrize("saliency", [True, False])
 def test_page_has_every_section_and_stands_alone(known, saliency):
-    cfg = config(target={"times_chance": {"image_to_point_recall_at_1": 3.0}})
+    cfg = config(pictures=1, target={"times_chance": {"image_to_point_recall_at_1": 3.0}})
     _, sections = report_of(cfg, known, saliency=saliency)
     assert [section.title for section in sections] == [
         "Result",
         "Recall curves",
         "Where the queries are",
-        "Queries whose first submap is right",
-        "Queries whose first submap is wrong",
+        "Queries whose first entry is right",
+        "Queries whose first entry is wrong",
     ]
     assert len(blocks(sections, Verdict)) == 1
     pictures = blocks(sections, Picture)
-    assert len(pictures) == 1 + 2 + 2 * 2
+    assert len(pictures) == 1 + 2 + 2 * 1
     for picture in pictures:
         image = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)
         assert image.std() > 5, f"{picture.alt} is empty"
         if picture.media_type == "image/jpeg":
             assert ("coloured by saliency" in picture.caption) == saliency
     written = page("t", "s", {}, sections, [])
-    assert "http" not in written
+    assert "://" not in written
     assert "all sequences" in written
 
 

@@ -33,10 +33,10 @@ def frames(count: int, seed: int = 0) -> list[dict]:
     ]
 
 
-def write_table(folder: Path, name: str, records: list[dict], shards: int) -> None:
+def write_table(folder: Path, name: str, records: list[dict], shards: int, features: dict = FEATURES) -> None:
     """A TFDS folder with one split called like the dataset."""
     folder.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(FEATURES)
+    features = tfds.features.FeaturesDict(features)
     parts = np.array_split(np.arange(len(records)), shards)
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=name, split=name, filetype_suffix="tfrecord"
