@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.raw import kitti, kitti360
+from data_prep.raw import kitti, kitti360, kitti360_cameras
 from data_prep.raw.scans import ScanSequence
 from tests.data_prep import scan_trees
 
@@ -109,3 +109,24 @@ def test_kitti360scripts_reads_the_same_of_a_tree(tmp_path, probe, camera):
         np.testing.assert_allclose(depth, theirs[:, 2], atol=1e-6)
         found = np.stack([u[ahead], v[ahead]], 1) / depth[ahead, None]
         assert np.abs(found - theirs[ahead, :2]).max() <= 0.5 + 1e-6  # they round to whole pixels
+
+
+def test_kitti360scripts_sees_the_same_through_fisheyes(tmp_path, probe):
+    """Calibration, the model's pixels, and where the cameras are in the world."""
+    tree = scan_trees.write_kitti360(tmp_path / "kitti360", fisheyes=True)
+    answers = probe("kitti360_fisheye", tree.root, "3")
+    (sequence,) = kitti360.read_sequences(tree.root)
+    for name in kitti360_cameras.FISHEYES:
+        camera = kitti360_cameras.read_fisheye(tree.root, name)
+        theirs = {
+            key: answers[f"0003/camera{name[-1]}/{key}"]
+            for key in ("size", "frames", "poses", "points", "pixels")
+        }
+        assert camera.size == tuple(theirs["size"])
+        pixels, valid = kitti360_cameras.project(camera, theirs["points"])
+        assert valid.sum() > 200
+        np.testing.assert_allclose(pixels, theirs["pixels"], atol=1e-9)
+        rows = {int(frame): row for row, frame in enumerate(theirs["frames"])}
+        for scan in sequence.scans:
+            pose = theirs["poses"][rows[scan.frame_id]]
+            np.testing.assert_allclose(scan.map_T_lidar @ camera.lidar_T_camera, pose, atol=1e-9)
