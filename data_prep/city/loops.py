@@ -288,11 +288,11 @@ def _span(graph: StreetGraph, legs: list[Leg]) -> float:
 
 
 def _worth(graph: StreetGraph, legs: list[Leg], shares: dict[str, float]) -> float:
-    """Metres of the rarest of the kinds of revisits, by their shares."""
+    """Metres of the rarest of the kinds of revisits, by their shares: at most all, where there are enough."""
     metres = dict.fromkeys(shares, 0.0)
     for leg in legs:
         metres[leg.kind] += graph.length(leg.street)
-    return min(metres[kind] / shares[kind] for kind in REVISITS)
+    return min(sum(metres.values()), *(metres[kind] / shares[kind] for kind in REVISITS))
 
 
 def find_loops(map_T_lidar: np.ndarray) -> np.ndarray:
