@@ -26,7 +26,9 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     config.data.workers = 0  # reader processes; 0: threads of the trainer
 
     config.train = ml_collections.ConfigDict()
-    config.train.batch_size = 8  # global
+    config.train.batch_size = 8  # examples of one update, on all devices together
+    config.train.gradients = "whole"  # or accumulated, cached; placerec_jax.training.gradients
+    config.train.accumulate = 1  # micro-batches of an update
     config.train.steps = 1000
     config.train.log_every = 50
     config.train.eval_every = 1000
@@ -34,8 +36,9 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
     config.train.checkpoint_every = 1000
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # or adam_l2; placerec_jax.training.optimizer
-    config.optimizer.schedule = "cosine"  # or staircase
+    config.optimizer.name = "adamw"  # or adam_l2, sgd; placerec_jax.training.optimizer
+    config.optimizer.groups = ()  # (pattern of parameters' names, "frozen" or pairs of settings of their own)
+    config.optimizer.schedule = "cosine"  # or staircase, warmup_cosine_epochs
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 0
@@ -59,16 +62,17 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
 _CITY_INPUTS = {
     "maploc": ("nuscenes,osm", lambda raw: ("--raw", f"{raw}/nuscenes", "--osm", f"{raw}/osm")),
     "lcd": ("kitti", lambda raw: ("--raw", f"{raw}/kitti", "--format", "kitti")),
+    "i2p": ("kitti360", lambda raw: ("--raw", f"{raw}/kitti360", "--format", "kitti360", "--image", "pano")),
 }
 
 
-def built_in_city(config: ml_collections.ConfigDict, converter: str, size: str) -> None:
-    """Points `config.data` at the built-in city of `size`, prepared by `converter` when it is absent."""
+def built_in_city(config: ml_collections.ConfigDict, converter: str, size: str, *options: str) -> None:
+    """Points `config.data` at the built-in city of `size`; `converter` prepares it with `options`."""
     folder = f"data/city-{size}-v{CITY_VERSION}"
     raw, root = f"{folder}/raw", f"{folder}/{converter}"
     formats, arguments = _CITY_INPUTS[converter]
     config.data.root = root
     config.data.prepare = (
         ("city", "--out", raw, "--size", size, "--formats", formats, "--seed", "0"),
-        (converter, *arguments(raw), "--out", root),
+        (converter, *arguments(raw), *options, "--out", root),
     )

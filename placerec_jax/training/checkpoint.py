@@ -36,6 +36,8 @@ _FREE_TO_CHANGE = (
     "train.checkpoint_every",
     "mesh",
 )
+# Settings that are younger than some checkpoints, with the value that does what was done before them.
+_ADDED_LATER = {("train", "accumulate"): 1, ("train", "gradients"): "whole", ("optimizer", "groups"): []}
 # What must agree for weights to mean the same in another run.
 _ARCHITECTURE = ("method", "model")
 # Files that training started from, as the contract of methods names their settings: no part of the model.
@@ -227,7 +229,7 @@ class Checkpointer:
     def _refuse_changes(self, about: About) -> None:
         differences = [
             line
-            for line in config_differences(about.config, self._config)
+            for line in config_differences(_with_added(about.config), self._config)
             if not any(_is_under(line.split(":")[0], free) for free in _FREE_TO_CHANGE)
         ]
         if about.fingerprint != self._fingerprint:
@@ -283,6 +285,14 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
         elif before != after:
             lines.append(f"{name}: {before} → {after}")
     return lines
+
+
+def _with_added(old: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint with the settings that it is too old to have."""
+    sections = {name: {**old.get(name, {})} for name, _ in _ADDED_LATER}
+    for (section, key), value in _ADDED_LATER.items():
+        sections[section].setdefault(key, value)
+    return {**old, **sections}
 
 
 def _is_under(name: str, parent: str) -> bool:

@@ -63,6 +63,19 @@ def infer_shardings(tree: Any, mesh: Mesh, *, rules: Rules = (), min_size: int =
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def constrain_parameters(tree: Any, cfg: ml_collections.ConfigDict) -> Any:
+    """Within a traced function: `tree`, shaped as parameters, is placed on the mesh as they are.
+
+    `cfg` is `config.mesh`. For gradients that a loop sums up: the compiler would otherwise be free to keep a
+    whole copy on each device. Outside `jax.set_mesh` it is the identity.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    shardings = infer_shardings({"params": tree}, mesh, rules=cfg.rules, min_size=cfg.fsdp_min_size)["params"]
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over all devices, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

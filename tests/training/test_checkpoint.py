@@ -64,6 +64,30 @@ def test_restores_onto_another_mesh(tmp_path, setup, state):
     assert_same(checkpointer(tmp_path / "again", setup).restore(abstract(setup)), at(state, 7))
 
 
+def test_groups_and_frozen_parameters_come_back(tmp_path):
+    """Trees with holes: moments of what is trained alone."""
+    groups = (("conv|norm", "frozen"), ("output", (("learning_rate", 1e-4),)))
+    setup = Setup({"optimizer.groups": groups})
+    state = init_state(setup.method, setup.cfg, setup.model, setup.tx, mesh_of(1, 1))
+    checkpointer(tmp_path, setup).save(at(state, 7), {})
+    assert_same(checkpointer(tmp_path, setup).restore(abstract(setup, 2, 4)), at(state, 7))
+    with pytest.raises(CheckpointError, match=r"optimizer.groups: .*frozen.* → \[\]"):
+        checkpointer(tmp_path, Setup()).restore(abstract(Setup()))
+
+
+def test_a_checkpoint_from_before_a_setting_existed(tmp_path, setup, state):
+    old = Setup()
+    with old.config.unlocked():
+        del old.config.train.gradients, old.config.train.accumulate, old.config.optimizer.groups
+    checkpointer(tmp_path, old).save(state, {})
+    assert_same(checkpointer(tmp_path, setup).restore(abstract(setup)), state)
+    changed = checkpointer(tmp_path, Setup({"train.gradients": "cached", "train.accumulate": 2}))
+    with pytest.raises(
+        CheckpointError, match=r"\n  train.accumulate: 1 → 2\n  train.gradients: whole → cached\n"
+    ):
+        changed.restore(abstract(setup))
+
+
 def test_the_newest_two_and_the_best_are_kept(tmp_path, setup, state):
     saved = checkpointer(tmp_path, setup)
     scores = {1: 5.0, 2: 3.0, 3: None, 4: 4.0, 5: float("nan"), 6: 6.0}

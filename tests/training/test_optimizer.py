@@ -1,5 +1,6 @@
 """The schedules' shapes, first steps by hand, and Adam with L2 as torch has it."""
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 
 from placerec_jax.errors import ConfigError
-from placerec_jax.training.optimizer import make_optimizer, make_schedule
+from placerec_jax.training.optimizer import learning_rates, make_optimizer, make_schedule, split_parameters
+from placerec_jax.training.partition import join_tree
 
 
 def config(**changes):
     defaults = {
         "name": "adamw",
+        "groups": (),
         "schedule": "cosine",
         "learning_rate": 0.1,
         "weight_decay": 0.0,
@@ -120,3 +123,131 @@ def test_adam_l2_is_torchs_adam():
         theirs.grad = torch.tensor(gradient)
         adam.step()
     np.testing.assert_allclose(ours["w"], theirs.detach().numpy(), rtol=1e-5)
+
+
+def epochs(**changes):
+    defaults = {
+        "schedule": "warmup_cosine_epochs",
+        "epoch_steps": 10,
+        "warmup_epochs": 3,
+        "warmup_start": 5e-6,
+        "floor": 1e-7,
+        "cosine_epochs": 100,
+        "learning_rate": 1e-4,
+    }
+    return config(**(defaults | changes))
+
+
+@pytest.mark.parametrize("rate", [5e-4, 1e-4, 1e-6])  # the last is below the warm-up's start
+def test_the_schedule_of_saliency_i2ploc(rate):
+    """Spec §4.1 at its epochs t = 0, 1, 3, 98; every update of an epoch has the same rate."""
+    schedule = make_schedule(epochs(learning_rate=rate), steps=990)
+    expected = {
+        0: 5e-6,
+        1: 5e-6 + (rate - 5e-6) / 3,
+        2: 5e-6 + 2 * (rate - 5e-6) / 3,
+        3: rate,
+        53: 1e-7 + 0.5 * (rate - 1e-7),  # half of the cosine's 100 epochs
+        98: 1e-7 + 0.5 * (rate - 1e-7) * (1 + np.cos(0.95 * np.pi)),
+    }
+    for epoch, value in expected.items():
+        found = [schedule(10 * epoch + step) for step in (0, 9)]
+        np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=str(epoch))
+
+
+def test_epochs_without_steps_are_none():
+    with pytest.raises(ConfigError, match=r"epoch_steps is 0"):
+        make_schedule(epochs(epoch_steps=0), 10)
+
+
+def test_groups_have_rates_of_their_own_by_the_same_schedule():
+    cfg = epochs(groups=(("image", (("learning_rate", 1e-5),)), ("norm", "frozen")))
+    rates = learning_rates(make_schedule(cfg, 990), jnp.int32(535))  # epoch 53
+    assert set(rates) == {"learning_rate", "learning_rate/image"}
+    np.testing.assert_allclose(rates["learning_rate"], 1e-7 + 0.5 * (1e-4 - 1e-7), rtol=1e-5)
+    np.testing.assert_allclose(rates["learning_rate/image"], 1e-7 + 0.5 * (1e-5 - 1e-7), rtol=1e-5)
+
+
+WEIGHTS = {
+    "image": {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), "norm": np.array([2.0], np.float32)},
+    "cloud": {"kernel": np.array([0.3, -0.7, 1.5], np.float32)},
+    "head": {"kernel": np.array([4.0, -1.0], np.float32)},
+}
+GROUPS = (
+    ("norm", "frozen"),
+    ("params/image", (("learning_rate", 0.01), ("weight_decay", 0.2))),
+    ("cloud/kernel$", (("weight_decay", 0.0),)),
+)
+
+
+def test_sgd_with_groups_is_torchs_sgd():
+    """Three steps of momentum 0.999 with coupled decay and a falling rate; what is frozen stays exactly."""
+    cfg = config(
+        name="sgd", momentum=0.999, learning_rate=0.1, weight_decay=0.05, schedule="staircase", groups=GROUPS,
+        decay_steps=1, decay_rate=0.5,
+    )  # fmt: skip
+    tx = make_optimizer(cfg, make_schedule(cfg, 10))
+    ours = jax.tree.map(jnp.asarray, WEIGHTS)
+    state = tx.init(ours)
+    theirs = {name: torch.nn.Parameter(torch.tensor(WEIGHTS[name]["kernel"])) for name in WEIGHTS}
+    settings = {"image": (0.01, 0.2), "cloud": (0.1, 0.0), "head": (0.1, 0.05)}
+    sgd = torch.optim.SGD(
+        [
+            {"params": [theirs[name]], "lr": rate, "weight_decay": decay}
+            for name, (rate, decay) in settings.items()
+        ],
+        momentum=0.999,
+    )
+    falls = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.5)
+    for step in range(3):
+        slopes = jax.tree.map(lambda w, step=step: np.cos(7 * w + step), WEIGHTS)
+        trained, frozen = split_parameters(cfg, ours)
+        updates, state = tx.update(split_parameters(cfg, slopes)[0], state, ours)
+        ours = join_tree(optax.apply_updates(trained, updates), frozen)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(slopes[name]["kernel"])
+        sgd.step()
+        falls.step()
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(ours[name]["kernel"], parameter.detach().numpy(), rtol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(ours["image"]["norm"], WEIGHTS["image"]["norm"])
+
+
+def test_what_is_frozen_has_no_optimiser_state():
+    cfg = config(groups=GROUPS)
+    state = make_optimizer(cfg, make_schedule(cfg, 10)).init(WEIGHTS)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sorted(m.shape for m in moments) == sorted(
+        2 * [WEIGHTS[name]["kernel"].shape for name in ("image", "cloud", "head")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("imge", "frozen"),), r"pattern 'imge' decides for no parameter"),
+        (
+            (("image", "frozen"), ("image/kernel", "frozen")),
+            r"pattern 'image/kernel' decides for no parameter",
+        ),
+    ],
+)
+def test_groups_without_parameters(groups, message):
+    with pytest.raises(ConfigError, match=message):
+        split_parameters(config(groups=groups), WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (("(", "frozen"),),
+        (("image", "freeze"),),
+        (("image", (("rate", 0.1),)),),
+        ("image",),
+        (("", "frozen"),),
+        (("image", "frozen"), ("image", (("learning_rate", 0.1),))),
+    ],
+)
+def test_groups_that_are_none(groups):
+    with pytest.raises(ConfigError, match=r"config.optimizer.groups: .*expected"):
+        make_schedule(config(groups=groups), 10)

@@ -196,3 +196,21 @@ def test_parameter_count():
     state = abstract_state(setup.method, setup.cfg, setup.model, setup.tx, mesh_of(setup, 1, 1, devices=1))
     conv, norm, hidden, output = 3 * 3 * 3 * 8, 2 * 8, 512 * 64 + 64, 64 * 2 + 2
     assert count_parameters(state.params) == conv + norm + hidden + output
+
+
+def test_what_is_frozen_gets_no_gradient_and_stays():
+    changes = {"optimizer.groups": (("conv|norm", "frozen"), ("output", (("learning_rate", 1e-4),)))}
+    setup = Setup(changes)
+    mesh = mesh_of(setup, 4, 2, devices=8)
+    before = init_state(setup.method, setup.cfg, setup.model, setup.tx, mesh)
+    after, history = run(setup, mesh, steps=2)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before.params, after.params)
+    assert not any(jax.tree.leaves([moved["conv"], moved["norm"]]))
+    assert all(jax.tree.leaves([moved["hidden"], moved["output"]]))
+    assert history[0]["learning_rate/output"] == pytest.approx(1e-4)
+    assert history[0]["learning_rate"] == pytest.approx(1e-3)
+    names = checked_tensors(setup.method, setup.cfg, setup.model, before, put_batch(setup.batch(0), mesh))
+    assert len(names) == len(history[0]["nonfinite"])
+    assert "params/conv/kernel" in names
+    assert "gradients/hidden/kernel" in names
+    assert "gradients/conv/kernel" not in names
