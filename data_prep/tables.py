@@ -3,6 +3,7 @@
     OUT/<table>/        a TFDS folder: features.json, dataset_info.json and the shards,
                         <table>-<table>.tfrecord-00000-of-000NN
     OUT/splits/*.npz    record numbers by split, one file a scheme
+    OUT/...             further files of a converter
     OUT/manifest.json   what it all is, with hashes; written last: a folder without it is unfinished
 
 Shards are written in parallel, each under another name until it is whole, and noted in OUT/journal.json, so
@@ -81,16 +82,18 @@ def write_prepared_folder(
     counts: Mapping[str, Any],
     extra: Mapping[str, Any],
     workers: int,
+    files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a prepared folder, or finish one that an earlier run left unfinished; returns its manifest.
 
     `settings` (JSON) is everything that the records depend on: a folder begun under other settings is
-    refused. `splits` is scheme → split → record numbers. `extra` are further entries of the manifest.
+    refused. `splits` is scheme → split → record numbers. `extra` are further entries of the manifest, `files`
+    further files by their path in the folder.
     Raises InputError for other settings, a folder that is something else, and a full disk; what was raised
     while making an example passes through. After either, the folder holds whole shards and no manifest, and
     the same call continues.
     """
-    settings = json.loads(json.dumps({"converter": converter, "format": FORMAT, **settings}))
+    settings = _full(converter, settings)
     finished = _finished_manifest(out, settings)
     if finished is not None:
         return finished
@@ -103,12 +106,28 @@ def write_prepared_folder(
         for table in tables:
             _write_metadata(out, table, journal)
         split_hashes = _write_splits(out, splits)
+        for name, content in (files or {}).items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(out / name, content)
         manifest = _manifest(
             converter, settings, source, tables, journal, splits, split_hashes, counts, extra
         )
         write_whole(out / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
         (out / JOURNAL).unlink()
     return manifest
+
+
+def finished_manifest(out: Path, converter: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of `out` if it is there whole; None if it is yet to be written, or finished.
+
+    For converters with long work before they write: raises InputError for what `write_prepared_folder` would
+    refuse.
+    """
+    settings = _full(converter, settings)
+    finished = _finished_manifest(out, settings)
+    if finished is None:
+        _Journal.open(out, settings)
+    return finished
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -134,6 +153,11 @@ def frame_record(payload: bytes) -> bytes:
 def _masked_crc(content: bytes) -> bytes:
     crc = google_crc32c.value(content)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + _CRC_MASK) & 0xFFFFFFFF)
+
+
+def _full(converter: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from JSON."""
+    return json.loads(json.dumps({"converter": converter, "format": FORMAT, **settings}))
 
 
 def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
