@@ -110,6 +110,23 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     model.position_bins = 64
     model.heads = 4  # of the attention of converters, generator and fusion
     model.clusters = 16  # of NetVLAD
+    # A learned descriptor of how things lie about the sensor, beside NetVLAD (modules/ring_layout.py, not
+    # of the paper): its share of squared distances (0: none); the channel of the BEV that it weighs, to which
+    # power; blur in metres.
+    model.rings = ml_collections.ConfigDict(
+        {
+            "share": 0.0,
+            "channel": 0,
+            "power": 0.5,
+            "smoothing": 1.5,
+            "rings": 30,
+            "azimuths": 120,
+            "frequencies": 20,
+            "channels": 4,
+            "hidden": 16,
+            "layers": 2,
+        }
+    )
     model.fusion = ml_collections.ConfigDict(  # enabled False: BEVLCD; the others are the rows of Table IV
         {"enabled": True, "use_cvtkb": True, "use_genkb": True, "use_cvtki": True}
     )

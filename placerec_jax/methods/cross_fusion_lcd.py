@@ -31,6 +31,7 @@ from placerec_jax.modules.cross_modal import Converter, Fusion, Generator, Pixel
 from placerec_jax.modules.harmonic import HarmonicBackbone, HarmonicSize
 from placerec_jax.modules.loop_position import PositionEncoder
 from placerec_jax.modules.netvlad import NetVLAD, l2_normalize
+from placerec_jax.modules.ring_layout import RingLayout
 from placerec_jax.modules.sharding import constrain_batch
 from placerec_jax.ops import keypoints, matching, transport
 from placerec_jax.ops.grid import Grid2D
@@ -126,10 +127,16 @@ def check(cfg: ml_collections.ConfigDict) -> None:
             "config.model.bev.input 'density' has neither points nor images: expected "
             "config.model.fusion.enabled False and config.model.pose_dim 2"
         )
-    if not 0 <= cfg.eval.layout.channel < bev_channels(cfg):
+    for name, channel in (("eval.layout", cfg.eval.layout.channel), ("model.rings", m.rings.channel)):
+        if not 0 <= channel < bev_channels(cfg):
+            raise ConfigError(
+                f"config.{name}.channel is {channel}; expected one of the {bev_channels(cfg)} channels of "
+                "the BEV"
+            )
+    if m.rings.frequencies > m.rings.azimuths // 2 + 1:
         raise ConfigError(
-            f"config.eval.layout.channel is {cfg.eval.layout.channel}; expected one of the "
-            f"{bev_channels(cfg)} channels of the BEV"
+            f"config.model.rings.frequencies is {m.rings.frequencies}; expected at most "
+            f"{m.rings.azimuths // 2 + 1}, of {m.rings.azimuths} azimuths"
         )
     if fused(cfg) and m.links % m.num_keypoints:
         raise ConfigError(
@@ -163,7 +170,11 @@ def _check_sizes(cfg: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"config.model.num_keypoints is {m.num_keypoints}; the BEV has {bev} cells")
     if not m.bev.z_range[0] < m.bev.z_range[1]:
         raise ConfigError(f"config.model.bev.z_range is {tuple(m.bev.z_range)}; expected (lowest, highest)")
-    shares = {"eval.layout.share": cfg.eval.layout.share, "data.image_dropout": cfg.data.image_dropout}
+    shares = {
+        "eval.layout.share": cfg.eval.layout.share,
+        "model.rings.share": m.rings.share,
+        "data.image_dropout": cfg.data.image_dropout,
+    }
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ConfigError(f"config.{name} is {share}; expected a share from 0 to 1")
@@ -491,6 +502,9 @@ class CrossFusionLCD(nn.Module):
             reach = float(np.hypot(x_max - x_min, y_max - y_min))  # no two cells are farther apart
             self.position_encoder = PositionEncoder(reach, m.position_bins, dtype)
         self.bev_vlad = NetVLAD(m.clusters)
+        if m.rings.share:
+            settings = {name: value for name, value in m.rings.items() if name != "share"}
+            self.ring_layout = RingLayout(bev_grid(self.cfg), **settings, dtype=dtype)
         if fused(self.cfg):
             # With borders replicated, an image of zeros has the same feature everywhere.
             self.image_backbone = alike.Alike(alike.SIZES[m.image_backbone], "replicate", dtype)
@@ -533,6 +547,8 @@ class CrossFusionLCD(nn.Module):
             "keypoint_score": best,
             "features": found * mask[..., None],
         }
+        if m.rings.share:
+            out["rings"] = self.ring_layout(bev)
         if (layout := self.cfg.eval.layout).share:
             weight = bev[..., layout.channel, None] ** layout.power
             out["layout"] = layout_descriptor(weight, grid, layout.smoothing)
@@ -618,7 +634,8 @@ class CrossFusionLCD(nn.Module):
     ) -> dict[str, jax.Array]:
         """Eq. 4: `learned` (B, S, clusters · D), σ(λ)·D_BI + (1 − σ(λ))·D_B, and the `descriptor` of a place.
 
-        They are the same unless `eval.layout.share` gives the layout a share of squared distances.
+        `model.rings.share` gives the learned ring layout a share of the squared distances of `learned`, and
+        `eval.layout.share` the layout in which nothing is learned one of those of `descriptor`.
         """
         del train
         count, mask = scan["mask"].shape[1], _flat(scan["mask"])
@@ -628,10 +645,12 @@ class CrossFusionLCD(nn.Module):
             descriptor = share * self.fused_vlad(_flat(fusion["features"]), mask) + (1 - share) * descriptor
         if self.cfg.model.renormalize_descriptor:
             descriptor = l2_normalize(descriptor)
-        out = _unflat({"learned": descriptor, "descriptor": descriptor}, count)
+        learned = _unflat({"learned": descriptor}, count)["learned"]
+        if share_of_rings := self.cfg.model.rings.share:
+            learned = _joined(learned, scan["rings"], share_of_rings)
+        out = {"learned": learned, "descriptor": learned}
         if share_of_layout := self.cfg.eval.layout.share:
-            parts = ((1 - share_of_layout) ** 0.5 * out["learned"], share_of_layout**0.5 * scan["layout"])
-            out["descriptor"] = jnp.concatenate(parts, axis=-1)
+            out["descriptor"] = _joined(learned, scan["layout"], share_of_layout)
         return out
 
     def align(
@@ -670,6 +689,11 @@ class CrossFusionLCD(nn.Module):
 
     def __call__(self, batch: dict[str, jax.Array], train: bool) -> dict[str, Any]:
         return run_encoders(self, encoders(self.cfg, train), batch, train)
+
+
+def _joined(first: jax.Array, second: jax.Array, share: float) -> jax.Array:
+    """(..., D), (..., E) → (..., D + E), of whose squared distances the second has `share`."""
+    return jnp.concatenate([(1 - share) ** 0.5 * first, share**0.5 * second], axis=-1)
 
 
 def _centre(cell: jax.Array, grid: Grid2D) -> jax.Array:
@@ -782,8 +806,9 @@ def _contrastive_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """InfoNCE on (B, 3, D): query and positive find each other among all scans of the batch that are far.
 
-    A scan is far in another sequence, or beyond `data.negative_distance`. Not of the paper: a triplet's
-    random negative is soon too easy, of many the hardest counts.
+    A scan is far in another sequence, or beyond `data.negative_distance`. Two are alike by minus half their
+    squared distance, which is the cosine less one where descriptors have unit length. Not of the paper: a
+    triplet's random negative is soon too easy, of many the hardest counts.
     """
     flat = descriptor.reshape(-1, descriptor.shape[-1])
     place, sequence = batch["map_T_lidar"][..., :3, 3].reshape(-1, 3), batch["sequence"].reshape(-1)
@@ -793,7 +818,11 @@ def _contrastive_loss(
     distance = jnp.linalg.norm(place[anchor][:, None] - place, axis=-1)
     far = (distance > cfg.data.negative_distance) | (sequence[anchor][:, None] != sequence)
     far &= numbers.reshape(-1) != partner[:, None]  # both were shifted, and may be farther apart than driven
-    similarity = jnp.matmul(flat[anchor], flat.T, precision=jax.lax.Precision.HIGHEST) / cfg.model.temperature
+    # What retrieval orders by. An inner product would reward long descriptors, and a mean of two (eq. 4) is
+    # the longer the more alike they are.
+    product = jnp.matmul(flat[anchor], flat.T, precision=jax.lax.Precision.HIGHEST)
+    half_norms = 0.5 * jnp.sum(flat**2, axis=-1)
+    similarity = (product - half_norms[anchor][:, None] - half_norms) / cfg.model.temperature
     right = jnp.take_along_axis(similarity, partner[:, None], axis=1)[:, 0]
     others = jax.nn.logsumexp(jnp.where(far, similarity, -jnp.inf), axis=1)
     return jnp.sum(jnp.logaddexp(right, others) - right), jnp.float32(len(anchor))

@@ -43,3 +43,19 @@ def layout_descriptor(weight: jax.Array, grid: Grid2D, smoothing: float) -> jax.
     area = np.sqrt(np.arange(RINGS) + 0.5).astype(np.float32)[:, None, None]
     flat = (jnp.abs(wave) * area).reshape(len(weight), -1)
     return flat * jax.lax.rsqrt(jnp.sum(flat**2, axis=-1, keepdims=True) + _TINY)
+
+
+def ring_products(maps: jax.Array, frequencies: int) -> jax.Array:
+    """(B, R, A, C) maps in polar coordinates → (B, R − 1, F, C, 2) float32 that no turn of the scan changes.
+
+    A turn by φ multiplies the Fourier coefficient of m waves of every ring by exp(−imφ). The product of a
+    ring's coefficient with the conjugate of the next ring's does not see it, and unlike magnitudes it still
+    knows how what stands on one ring lies to what stands on the next. The root of its magnitude is kept, so
+    that it grows with the maps as a coefficient does; the last axis is real and imaginary part.
+    """
+    wave = jnp.fft.rfft(maps.astype(jnp.float32), axis=2)[:, :, :frequencies]
+    product = wave[:, 1:] * jnp.conj(wave[:, :-1])
+    squared = jnp.real(product) ** 2 + jnp.imag(product) ** 2
+    # Its fourth root is what the parts are divided by, twice guarded: at zero a root has no slope.
+    scale = jax.lax.rsqrt(jnp.sqrt(squared + _TINY**2) + _TINY)
+    return jnp.stack([jnp.real(product) * scale, jnp.imag(product) * scale], axis=-1)

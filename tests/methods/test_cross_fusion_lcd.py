@@ -138,6 +138,9 @@ def test_every_backbone_and_encoding_is_built(backbone: str):
         ({"num_keypoints": 2048}, r"num_keypoints is 2048; the BEV has \(32, 32\) cells"),
         ({"bev__z_range": (1.5, -2.5)}, r"z_range is \(1\.5, -2\.5\); expected \(lowest, highest\)"),
         ({"layout_share": 1.5}, r"layout\.share is 1\.5; expected a share"),
+        ({"rings__share": -0.1}, r"rings\.share is -0\.1; expected a share"),
+        ({"rings__channel": 3}, r"model\.rings\.channel is 3; expected one of the 3 channels"),
+        ({"rings__frequencies": 62}, r"frequencies is 62; expected at most 61, of 120 azimuths"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str):
@@ -281,9 +284,15 @@ def contrastive():
 
 
 def test_contrastive_loss_by_hand(contrastive):
-    """Near scans are no negatives; those of another drive are, whatever their coordinates say."""
-    descriptor, batch = contrastive_batch(np.random.default_rng(0))
-    likeness = np.exp(np.einsum("abd,ced->abce", descriptor, descriptor) / 0.2)
+    """Near scans are no negatives; those of another drive are, whatever their coordinates say.
+
+    Descriptors, which differ in length, are alike as retrieval has it: by their distance.
+    """
+    rng = np.random.default_rng(0)
+    descriptor, batch = contrastive_batch(rng)
+    descriptor *= rng.uniform(0.5, 1.0, (3, 3, 1)).astype(np.float32)
+    squared = np.sum((descriptor[:, :, None, None] - descriptor) ** 2, axis=-1)
+    likeness = np.exp(-squared / 2 / 0.2)
     others = {  # of row and scan, those beyond 10 m or of another drive
         (0, 0): [(0, 2), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)],
         (0, 1): [(0, 2), (1, 0), (1, 1), (1, 2), (2, 2)],
@@ -412,6 +421,30 @@ def test_the_layout_has_its_share_of_squared_distances():
     assert apart["learned"].min() > 0.01
 
 
+def test_rings_have_their_share_of_squared_distances():
+    cfg = tiny(fusion__enabled=False, rings__share=0.4)
+    rng = np.random.default_rng(0)
+    scan = {
+        "features": rng.normal(size=(1, 3, POINTS, 8)).astype(np.float32),
+        "mask": np.ones((1, 3, POINTS), bool),
+        "rings": rng.normal(size=(1, 3, 5)).astype(np.float32),
+    }
+
+    def learned(cfg):
+        model = lcd.model(cfg)
+        describe = lambda scan: model.init_with_output(  # noqa: E731
+            jax.random.key(0), scan, None, train=False, method=model.describe
+        )
+        return np.asarray(jax.jit(describe)(scan)[0]["learned"])
+
+    def apart(x):
+        return np.sum((x[0, 0] - x[0, 1:]) ** 2, axis=-1)
+
+    alone = learned(tiny(fusion__enabled=False))
+    expected = 0.6 * apart(alone) + 0.4 * apart(scan["rings"])
+    np.testing.assert_allclose(apart(learned(cfg)), expected, rtol=1e-4)
+
+
 def test_features_that_match_give_the_pose(network):
     cfg, variables, _ = network
     rng = np.random.default_rng(0)
@@ -499,6 +532,7 @@ def test_verification_finds_the_motion_between_two_scans():
         {
             "backbone": "polar",
             "layout_share": 0.5,
+            "rings__share": 0.5,
             "descriptor_loss": "contrastive",
             "image_backbone": "n",  # 128 channels beside 64
         },

@@ -12,6 +12,7 @@ from placerec_jax.ops.polar import (
     RINGS,
     layout_descriptor,
     polar_resample,
+    ring_products,
 )
 
 GRID = Grid2D((-31.8, 32.2, -31.8, 32.2), 0.4)  # of the pre-rendered pictures: not the same on both sides
@@ -103,3 +104,49 @@ def test_layout_has_every_channel_and_ignores_the_scale():
 def test_layout_of_nothing_is_zero():
     found = LAYOUT(np.zeros_like(hills(GRID)), GRID, BLUR)
     np.testing.assert_array_equal(found, np.zeros((1, RINGS * FREQUENCIES)))
+
+
+def products_by_hand(maps: np.ndarray, frequencies: int) -> np.ndarray:
+    """(R, A) → (R - 1, F) complex: sums over azimuths, one ring and frequency at a time."""
+    azimuths = maps.shape[1]
+    angle = 2 * np.pi * np.arange(azimuths) / azimuths
+    wave = [
+        [np.sum(row * np.exp(-1j * m * angle)) for m in range(frequencies)] for row in maps.astype(np.float64)
+    ]
+    wave = np.array(wave)
+    product = wave[1:] * wave[:-1].conj()
+    return product / np.sqrt(np.abs(product))
+
+
+PRODUCTS = jax.jit(ring_products, static_argnums=1)
+
+
+def test_products_of_rings_by_hand():
+    maps = np.random.default_rng(0).uniform(0, 1, (2, 4, 24, 3)).astype(np.float32)
+    found = np.asarray(PRODUCTS(maps, 7))
+    assert found.shape == (2, 3, 7, 3, 2)
+    for scan in range(2):
+        for channel in range(3):
+            expected = products_by_hand(maps[scan, :, :, channel], 7)
+            np.testing.assert_allclose(
+                found[scan, :, :, channel, 0] + 1j * found[scan, :, :, channel, 1], expected, atol=1e-4
+            )
+
+
+def test_products_do_not_see_a_turn_but_how_rings_lie_to_each_other():
+    maps = np.random.default_rng(1).uniform(0, 1, (1, 4, 24, 1)).astype(np.float32)
+    found = PRODUCTS(maps, 7)
+    np.testing.assert_allclose(PRODUCTS(np.roll(maps, 5, axis=2), 7), found, atol=1e-4)
+    twisted = maps.copy()
+    twisted[:, 2:] = np.roll(maps[:, 2:], 5, axis=2)  # the outer two rings against the inner two
+    other = PRODUCTS(twisted, 7)
+    np.testing.assert_allclose(other[:, [0, 2]], found[:, [0, 2]], atol=1e-4)
+    assert np.abs(other[:, 1, 1:] - found[:, 1, 1:]).max() > 0.1
+    magnitudes = [np.abs(np.fft.rfft(x, axis=2)) for x in (maps, twisted)]
+    np.testing.assert_allclose(*magnitudes, atol=1e-4)  # which do not tell the two apart
+
+
+def test_products_of_nothing_have_a_slope():
+    value, slope = jax.value_and_grad(lambda maps: ring_products(maps, 5).sum())(np.zeros((1, 3, 16, 1)))
+    assert value == 0
+    assert np.isfinite(slope).all()
