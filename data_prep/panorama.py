@@ -36,6 +36,7 @@ from data_prep.images import read_png
 from data_prep.raw.kitti360_cameras import FisheyeCamera, project
 
 SIZE = (512, 1024)  # (height, width) of the published panoramas
+_LARGEST = 8192  # pixels: two images side by side must have less than 32768, says OpenCV
 NEAREST, LINEAR = cv2.INTER_NEAREST, cv2.INTER_LINEAR
 
 Lens = tuple[int, int] | FisheyeCamera  # (width, height) is enough where the calibration is not used
@@ -78,7 +79,8 @@ class Stitcher:
             max(height, math.ceil(size[0] / (rows[1] - rows[0]))),
             2 * max(width, math.ceil(size[1] / 2)),
         )
-        kept = np.arange(round(rows[0] * canvas[0]), max(round(rows[1] * canvas[0]), 1))
+        first = min(round(rows[0] * canvas[0]), canvas[0] - 1)
+        kept = np.arange(first, max(round(rows[1] * canvas[0]), first + 1))
         chosen = METHODS[method]
         self._interpolation = chosen.interpolation
         self._maps = _fixed_point(chosen.positions(left, right, kept, canvas), chosen.interpolation)
@@ -241,7 +243,16 @@ def _check_options(
             f"expected images of one size of image_02 and image_03, found {found}. Unpack both of one "
             "release."
         )
-    if min(size) < 1:
-        raise InputError(f"--image-size: expected a height and a width in pixels, found {size[0]}x{size[1]}.")
-    if not 0 <= rows[0] < rows[1] <= 1:
+    if max(_size_of(left)) > _LARGEST:
+        width, height = _size_of(left)
+        raise InputError(
+            f"expected fisheye images of at most {_LARGEST} pixels a side, found {width} x {height}. Shrink "
+            "them, and their calibration with them."
+        )
+    if min(size) < 1 or max(size) > _LARGEST:
+        raise InputError(
+            f"--image-size: expected a height and a width of 1 to {_LARGEST} pixels, found "
+            f"{size[0]}x{size[1]}."
+        )
+    if not 0 <= rows[0] < rows[1] <= 1 or rows[1] - rows[0] < 0.01:
         raise InputError(f"rows: expected a part of the height such as (0.1, 0.9), found {rows}.")

@@ -78,6 +78,12 @@ def test_a_part_of_the_rows_is_that_part_of_the_whole():
     np.testing.assert_array_equal(part, published(left, right, 40, 80)[4:36])
 
 
+def test_the_smallest_part_is_one_row(cameras):
+    for method in panorama.METHODS:
+        stitcher = Stitcher(method, *cameras, (1, 64), rows=(0.99, 1.0))
+        assert stitcher(*pictures(*scan_trees.FISHEYE_SIZE)).shape == (1, 64, 3)
+
+
 def test_smaller_panoramas_are_means_over_areas():
     """Shrinking by 4: each pixel the mean of 4 x 4 nearest pixels of the full resolution."""
     left, right = pictures(40, 40)
@@ -127,9 +133,7 @@ def test_up_is_up(cameras, method):
 def test_calibrated_panorama_shows_the_azimuths_of_the_lidar(cameras):
     """Of a far sphere whose colour is the direction, seen through both lenses, 3° and 2° off their sides."""
     large = [
-        dataclasses.replace(
-            c, size=(900, 900), gamma1=10 * c.gamma1, gamma2=10 * c.gamma1, u0=450.0, v0=449.0
-        )
+        dataclasses.replace(c, size=(450, 450), gamma1=5 * c.gamma1, gamma2=5 * c.gamma1, u0=225.0, v0=224.0)
         for c in cameras
     ]
     stitched = Stitcher("mei", *large, (90, 180))(*views(large)).astype(float)
@@ -222,6 +226,9 @@ def test_damaged_pairs(tmp_path, damage, complaint):
         ({"method": "mei"}, r"--pano mei: expected the calibration of image_02 and image_03"),
         ({"right": (30, 31)}, r"expected images of one size.*found 30 x 30 and 30 x 31"),
         ({"size": (0, 10)}, r"--image-size: expected a height and a width"),
+        ({"size": (10, 100_000)}, r"--image-size: expected a height and a width of 1 to 8192 pixels"),
+        ({"left": (30_000, 30_000), "right": (30_000, 30_000)}, r"at most 8192 pixels a side, found 30000 x"),
+        ({"rows": (0.5, 0.5001)}, r"rows: expected a part of the height"),
         ({"rows": (0.9, 0.1)}, r"rows: expected a part of the height"),
     ],
 )
