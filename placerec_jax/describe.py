@@ -109,11 +109,13 @@ def _component_outputs(model: Any, variables: dict[str, Any], inputs: dict[str, 
 
 
 def _shape_lists(output: Any) -> Any:
-    """What JSON can hold of a pytree of arrays: dictionaries and lists of shapes (lists of integers)."""
+    """What JSON can hold of a pytree of arrays: dictionaries and lists of shapes (integers); no None."""
+    if hasattr(output, "_asdict"):  # a named tuple
+        output = output._asdict()
     if isinstance(output, Mapping):
-        return {name: _shape_lists(value) for name, value in output.items()}
+        return {name: _shape_lists(value) for name, value in output.items() if value is not None}
     if isinstance(output, list | tuple):
-        return [_shape_lists(value) for value in output]
+        return [_shape_lists(value) for value in output if value is not None]
     return list(output.shape)
 
 

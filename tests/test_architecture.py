@@ -253,7 +253,7 @@ def test_method_is_defined_by_its_features_alone(method: str, arg: str) -> None:
         assert isinstance(feature, jax.ShapeDtypeStruct), name
         assert all(isinstance(size, int) and size > 0 for size in feature.shape), (name, feature)
 
-    batch_size = 2
+    batch_size = 3  # as few as losses take that compare pairs with each other
     batch = {
         name: jax.ShapeDtypeStruct((batch_size, *feature.shape), feature.dtype)
         for name, feature in features.items()
