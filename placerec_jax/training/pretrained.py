@@ -20,6 +20,8 @@ from placerec_jax.training.torch_files import WeightsError, read_state_dict
 
 PRETRAINED = "pretrained.json"  # in the working directory: `Loaded.record`
 
+_NAMED = 6  # arrays that are not needed are counted beyond these
+
 
 class Loaded(NamedTuple):
     """Variables with pretrained arrays in place, what to tell the user, and what to write down."""
@@ -77,7 +79,7 @@ def _best_layout(
     """The layout and the prefix ("module.", "backbone.", or "") under which most names are found."""
     best, count = None, 0
     for layout in layouts:
-        theirs = list(layout.names.values())
+        theirs = [name for ours in layout.names for name in layout.theirs(ours)]
         prefixes = {
             name.removesuffix(first): None
             for first in theirs[:1]  # the first layer: a model that lacks it is not this one
@@ -110,11 +112,18 @@ def _filled(
 
     def fill(key_path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         name = leaf_name(key_path)
-        theirs = prefix + layout.names[name] if name in layout.names else None
-        if theirs not in state_dict:
-            missing.append(f"{name}: {theirs or 'a name'} is not in the file, stays as initialised")
+        sources = [prefix + source for source in layout.theirs(name)]
+        absent = [source for source in sources if source not in state_dict]
+        if absent or not sources:
+            wanted = ", ".join(absent) or "a name"
+            missing.append(f"{name}: {wanted} is not in the file, stays as initialised")
             return leaf
-        value = _in_our_layout(state_dict[theirs], leaf.ndim)
+        theirs = ", ".join(sources)
+        value = _joined([state_dict[source] for source in sources])
+        if name in layout.arranged:
+            value = layout.arranged[name](value, leaf.shape)
+        else:
+            value = _in_our_layout(value, leaf.ndim)
         if value.shape != leaf.shape:
             problems.append(
                 f"{theirs} is {list(value.shape)} in our order of axes, {name} is {list(leaf.shape)}"
@@ -123,7 +132,7 @@ def _filled(
         value = np.asarray(value, leaf.dtype)
         if not np.isfinite(value).all():
             problems.append(f"{theirs} holds NaN or infinity")
-        matched.add(theirs)
+        matched.update(sources)
         # A callback, so that a process fills the devices it has: those of others need not be reached.
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
@@ -137,10 +146,17 @@ def _filled(
     return filled, _Found(matched, missing)
 
 
+def _joined(values: list[np.ndarray]) -> np.ndarray:
+    """Along the first axis; arrays that do not fit together stay one, so that its shape is reported."""
+    if len({value.shape[1:] for value in values}) > 1 or not values[0].ndim:
+        return values[0]
+    return np.concatenate(values) if len(values) > 1 else values[0]
+
+
 def _in_our_layout(value: np.ndarray, axes: int) -> np.ndarray:
-    """torch → Flax: (out, in, h, w) → (h, w, in, out), (out, in[, 1, 1]) → (in, out); the rest as it is."""
-    if value.ndim == 4 and value.shape[2:] == (1, 1) and axes == 2:
-        value = value[:, :, 0, 0]
+    """torch → Flax: (out, in, h, w) → (h, w, in, out), (out, in[, 1[, 1]]) → (in, out); the rest as it is."""
+    if value.ndim > 2 and axes == 2 and set(value.shape[2:]) == {1}:
+        value = value.reshape(value.shape[:2])
     return value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
 
 
@@ -159,13 +175,10 @@ def _report(
     lines += [f"  no match: {line}" for line in found.missing]
     unused = [name for name in state_dict if name not in found.matched]
     for what, pattern in layout.leftovers:
-        group = [
-            name
-            for name in unused
-            if name.startswith(prefix) and re.search(pattern, name.removeprefix(prefix))
-        ]
+        group = [name for name in unused if re.search(pattern, name.removeprefix(prefix))]
         if group:
-            lines.append(f"  not needed, {what}: {', '.join(group)}")
+            named = ", ".join(group[:_NAMED]) + (f", … {len(group)} in all" if len(group) > _NAMED else "")
+            lines.append(f"  not needed, {what}: {named}")
         unused = [name for name in unused if name not in group]
     return lines + [f"  no match: {name}: only in the file" for name in unused]
 

@@ -48,6 +48,7 @@ _WRAPPERS = (
     "model_state_dict",
     "model_state",
     "model",
+    "base_model",
     "net",
 )  # keys that training scripts use
 _MAX_HEADER = 100 * 2**20  # bytes, of a safetensors header; the format's own limit

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import torch
 
+_BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+
 
 def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().numpy()
@@ -43,10 +45,10 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> None:
         tensor.data = torch.rand(tensor.shape, generator=generator) * (high - low) + low
 
     for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
+        if isinstance(layer, _BATCH_NORMS):
             uniform(layer.running_mean, -0.5, 0.5)
             uniform(layer.running_var, 0.5, 1.5)
-        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
+        if isinstance(layer, (*_BATCH_NORMS, torch.nn.LayerNorm)):
             uniform(layer.weight, 0.5, 1.5)
         if getattr(layer, "bias", None) is not None:
             uniform(layer.bias, -0.5, 0.5)
