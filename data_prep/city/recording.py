@@ -261,7 +261,6 @@ def record_scene(
     angles = pixel_angles(own.rig)
     shaders = {angle: Shader(own.light, angle, surroundings) for angle in set(angles)}
     rays = [camera.rays() for camera in own.rig.cameras]
-    dark = [~camera.seen().reshape(camera.size[::-1]) for camera in own.rig.cameras]
     directions, rings = lidar_directions(layout.size(size_name).lidar_azimuths, layout.rig.beams)
     boxes = []
     for frame, keyframe in enumerate(times, scene.first):
@@ -271,7 +270,7 @@ def record_scene(
             pose, time = poses[index + 1], float(seconds[index + 1])
             colour = photograph(stage, shaders[angles[index]], camera, rays[index], pose, time)
             image = develop(colour, float(own.light.exposure[index]), own.light.noise, rng)
-            image[dark[index]] = 0
+            image[~camera.seen.reshape(image.shape[:2])] = 0  # no noise where there is no light
             path = root / layout.image_file(log, camera.channel, Instant(frame, keyframe[index + 1]))
             if not cv2.imwrite(str(path), image[..., ::-1], _IMAGE_OPTIONS[path.suffix]):
                 raise OSError(f"{path}: the image could not be written; is the disk full?")
@@ -306,7 +305,7 @@ def photograph(
     ]
     width, height = camera.size
     image = np.zeros((height * width, 3), np.float32)
-    image[camera.seen()] = np.concatenate(colour)
+    image[camera.seen] = np.concatenate(colour)
     return image.reshape(height, width, 3)
 
 

@@ -8,6 +8,7 @@ as the plan of the rig turns it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -106,13 +107,14 @@ class Camera:
         """Radians between the rays of two neighbouring pixels in the middle of the image."""
         return self.lens.spread / self.intrinsics[0, 0]
 
+    @cached_property
     def seen(self) -> np.ndarray:
         """(height · width,) bool, row by row: the pixels that light reaches through the lens."""
         return np.hypot(*self._plane().T) <= self.lens.rim
 
     def rays(self) -> np.ndarray:
         """(N, 3) float32 unit directions in the ego frame of the `seen` pixels, row by row."""
-        directions = self.lens.lift(self._plane()[self.seen()]) @ self.ego_T_camera[:3, :3].T
+        directions = self.lens.lift(self._plane()[self.seen]) @ self.ego_T_camera[:3, :3].T
         return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
 
     def _plane(self) -> np.ndarray:

@@ -31,7 +31,7 @@ RIG = RigPlan(
         "image_01": RightOf("image_00", 0.594),
         "image_02": Mount(
             (1336.322, 1335.788),
-            (716.943, 705.765),
+            (717.443, 706.265),
             (0.30, 0.55, 1.60),
             89.3,
             0.0,
@@ -40,7 +40,7 @@ RIG = RigPlan(
         ),
         "image_03": Mount(
             (1485.439, 1484.948),
-            (698.883, 698.145),
+            (699.383, 698.645),
             (0.30, -0.55, 1.60),
             -90.8,
             0.0,
@@ -142,14 +142,17 @@ def write_calibration(root: Path, rig: Rig) -> None:
 
 
 def _mei_yaml(camera: Camera) -> str:
-    """The calibration of a fisheye as OpenCV writes it: its first line is no YAML of today's."""
+    """The calibration of a fisheye as OpenCV writes it: its first line is no YAML of today's.
+
+    The middle of the first pixel is at 0 in the file, where it is at 0.5 in the city.
+    """
     if not isinstance(camera.lens, Mei):
         raise TypeError(f"{camera.channel} has no fisheye")
     (gamma1, _, u0), (_, gamma2, v0), _ = camera.intrinsics
     groups = {
         "mirror_parameters": {"xi": camera.lens.xi},
         "distortion_parameters": {"k1": camera.lens.k1, "k2": camera.lens.k2, "p1": 0.0, "p2": 0.0},
-        "projection_parameters": {"gamma1": gamma1, "gamma2": gamma2, "u0": u0, "v0": v0},
+        "projection_parameters": {"gamma1": gamma1, "gamma2": gamma2, "u0": u0 - 0.5, "v0": v0 - 0.5},
     }
     lines = ["%YAML:1.0", "---", "model_type: MEI", f"camera_name: {camera.channel}"]
     lines += [f"image_width: {camera.size[0]}", f"image_height: {camera.size[1]}"]

@@ -46,7 +46,7 @@ def rig() -> sensors.Rig:
 def test_fisheyes_see_a_circle_of_more_than_185_degrees(rig):
     for channel in ("image_02", "image_03"):
         camera = rig.camera(channel)
-        seen = camera.seen().reshape(200, 200)
+        seen = camera.seen.reshape(200, 200)
         rays = camera.rays() @ camera.ego_T_camera[:3, :3]
         assert len(rays) == seen.sum()
         assert not seen[[0, 0, -1, -1], [0, -1, 0, -1]].any()
@@ -89,6 +89,6 @@ def test_the_right_perspective_camera_is_rectified_with_the_left(rig):
 
 def test_pinholes_see_with_all_of_their_pixels():
     (camera, *_) = sensors.make_rig((160, 90), np.random.default_rng(0)).cameras
-    assert camera.seen().all()
+    assert camera.seen.all()
     assert camera.rays().shape == (160 * 90, 3)
     assert camera.pixel_angle == pytest.approx(10 / 1272.6, rel=0.02)
