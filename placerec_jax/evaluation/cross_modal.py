@@ -450,7 +450,7 @@ def report(
     """Annotated rows and {group: (features, predictions)} of chosen examples → the sections of the page."""
     from placerec_jax.evaluation import cross_modal_report
 
-    return cross_modal_report.sections(cfg, scores, rows, examples, method)
+    return cross_modal_report.sections(cfg, scores, rows, examples, method, prepared)
 
 
 def files(rows: Mapping[str, np.ndarray]) -> dict[str, bytes]:

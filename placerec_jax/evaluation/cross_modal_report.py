@@ -10,15 +10,18 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.evaluation import cross_modal, cross_modal_pictures
 from placerec_jax.evaluation.cross_modal import ALL, ONE_PERCENT, SHOWN
 from placerec_jax.evaluation.cross_modal_pictures import Curve, Retrieval, Submap
 from placerec_jax.evaluation.inference import spread
 from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
 from placerec_jax.evaluation.retrieval import NEVER
+from placerec_jax.ops.point_steps import decode_points
 from placerec_jax.ops.rigid import rigid_inverse
 
 GROUPS = {"right": "Queries whose first entry is right", "wrong": "Queries whose first entry is wrong"}
+DRAWN_POINTS = 40_000  # of a submap
 ORDINALS = ("first", "second", "third")
 
 
@@ -112,6 +115,7 @@ def sections(
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
     method: ModuleType,
+    prepared: PreparedFolder,
 ) -> list[Section]:
     """Everything the page shows; see `cross_modal.report`."""
     first = scores["rule"]["directions"][0]
@@ -136,7 +140,7 @@ def sections(
     ]
     for group, (features, predictions) in examples.items():
         blocks = [
-            _example(picture, features, predictions, rows, scores)
+            _example(picture, features, predictions, rows, scores, prepared)
             for picture in range(len(features["index"]) // (1 + SHOWN))
         ]
         found.append(Section(GROUPS[group], blocks))
@@ -224,12 +228,13 @@ def _example(
     predictions: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     scores: Mapping[str, Any],
+    prepared: PreparedFolder,
 ) -> Picture:
     """The picture of examples picture·(1 + SHOWN) and following."""
-    drawn = retrieval_of(picture * (1 + SHOWN), features, predictions, rows, scores)
-    coloured = (
-        "" if drawn.submaps[0].saliency is None else " Points are coloured by saliency, dark to bright."
-    )
+    drawn = retrieval_of(picture * (1 + SHOWN), features, predictions, rows, scores, prepared)
+    coloured = ""
+    if drawn.submaps[0].saliency is not None:
+        coloured = " Points have the saliency of the nearest group, dark to bright in each submap."
     return Picture(
         cross_modal_pictures.retrieval_picture(drawn),
         "image/jpeg",
@@ -245,8 +250,12 @@ def retrieval_of(
     predictions: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     scores: Mapping[str, Any],
+    prepared: PreparedFolder,
 ) -> Retrieval:
-    """What is drawn of the query at `place` among the examples, and the entries after it."""
+    """What is drawn of the query at `place` among the examples, and the entries after it.
+
+    Submaps are drawn with the points of the prepared folder, of which the network saw a sample.
+    """
     query = _row(rows, features, place)
     known = int((rows["retrieved/candidate"][query] >= 0).sum())
     rank, right = int(rows["retrieved/rank"][query]), int(rows["retrieved/right"][query])
@@ -254,12 +263,13 @@ def retrieval_of(
     own = "its own submap"
     if not scores["rule"]["queries_in_database"]:
         own += ", not in the database"
-    submaps = [_submap(own, place, place, None, features, predictions, rows)]
+    submaps = [_submap(own, place, place, None, features, predictions, rows, prepared)]
     for number in range(known):
         apart = float(rows["retrieved/apart"][query][number])
         is_right = apart <= scores["rule"]["radius_m"]
         title = f"{ORDINALS[number]}: {apart:.1f} m away, {'right' if is_right else 'wrong'}"
-        submaps.append(_submap(title, place + 1 + number, place, is_right, features, predictions, rows))
+        entry = place + 1 + number
+        submaps.append(_submap(title, entry, place, is_right, features, predictions, rows, prepared))
     image = features["image"][place]
     saliency = predictions.get("image_saliency")
     return Retrieval(
@@ -283,9 +293,12 @@ def _submap(
     features: Mapping[str, np.ndarray],
     predictions: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
+    prepared: PreparedFolder,
 ) -> Submap:
     """The submap of the example at `place`, with the query at `query_place` in its frame."""
-    points = np.asarray(features["points"][place], np.float64)[features["point_mask"][place]]
+    record = prepared.table("frames").read(int(features["index"][place]), images=False)
+    points = decode_points(record["point_steps"])
+    points = points[:: 1 + len(points) // DRAWN_POINTS]
     saliency = None
     if "cloud_saliency" in predictions and len(points):
         saliency = cross_modal_pictures.spread_saliency(

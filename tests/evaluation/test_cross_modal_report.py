@@ -11,6 +11,7 @@ import pytest
 from placerec_jax.evaluation import cross_modal, cross_modal_pictures
 from placerec_jax.evaluation.cross_modal import SHOWN
 from placerec_jax.evaluation.report import Picture, Table, Verdict, page, text_table
+from placerec_jax.ops.point_steps import encode_points
 from tests.evaluation.cross_modal_frames import config, rows
 
 METHOD = types.SimpleNamespace(
@@ -26,6 +27,19 @@ METHOD = types.SimpleNamespace(
     ),
 )
 HEIGHT, WIDTH, PATCH, POINTS, GROUPS = 32, 64, 16, 500, 12
+
+
+class Frames:
+    """The table of submaps: 1 + index of them lie on the ground, the others 3 m above it."""
+
+    def read(self, index, *, images):
+        assert not images
+        xyz = np.random.default_rng(index).uniform(-20, 20, (POINTS, 3))
+        xyz[:, 2] = np.where(np.arange(POINTS) <= index, 0, 3)
+        return {"point_steps": encode_points(xyz)}
+
+
+PREPARED = types.SimpleNamespace(table={"frames": Frames()}.__getitem__)
 
 
 @pytest.fixture
@@ -45,13 +59,11 @@ def examples_of(cfg, known, saliency=True):
         features = {
             "index": known["index"][numbers],
             "image": rng.integers(0, 255, (n, HEIGHT, WIDTH, 3), dtype=np.uint8),
-            "points": rng.uniform(-20, 20, (n, POINTS, 3)).astype(np.float32),
-            "point_mask": np.arange(POINTS) < rng.integers(100, POINTS, (n, 1)),
         }
         predictions = {
             "image_saliency": rng.random((n, HEIGHT // PATCH * (WIDTH // PATCH))),
             "cloud_saliency": rng.random((n, GROUPS)),
-            "cloud_centres": features["points"][:, :GROUPS],
+            "cloud_centres": rng.uniform(-20, 20, (n, GROUPS, 3)),
             "cloud_token_mask": np.ones((n, GROUPS), bool),
         }
         found[group] = (features, predictions if saliency else {})
@@ -60,7 +72,9 @@ def examples_of(cfg, known, saliency=True):
 
 def report_of(cfg, known, **options):
     scores = cross_modal.score(cfg, known)
-    return scores, cross_modal.report(cfg, scores, known, examples_of(cfg, known, **options), METHOD, None)
+    return scores, cross_modal.report(
+        cfg, scores, known, examples_of(cfg, known, **options), METHOD, PREPARED
+    )
 
 
 def blocks(sections, kind):
@@ -85,7 +99,7 @@ def test_page_has_every_section_and_stands_alone(known, saliency):
         image = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)
         assert image.std() > 5, f"{picture.alt} is empty"
         if picture.media_type == "image/jpeg":
-            assert ("coloured by saliency" in picture.caption) == saliency
+            assert ("the saliency of the nearest group" in picture.caption) == saliency
     written = page("t", "s", {}, sections, [])
     assert "://" not in written
     assert "all sequences" in written
@@ -161,13 +175,16 @@ def test_a_submap_shows_where_the_query_stood(known):
     features["index"][:2] = [moved["index"][query], moved["index"][query - 1]]
     moved["retrieved/candidate"][query] = [query - 1, -1, -1]
     moved["retrieved/apart"][query] = [10.0, np.inf, np.inf]
-    drawn = cross_modal_report.retrieval_of(0, features, predictions, moved, cross_modal.score(cfg, moved))
+    scores = cross_modal.score(cfg, moved)
+    drawn = cross_modal_report.retrieval_of(0, features, predictions, moved, scores, PREPARED)
     own, first = drawn.submaps
     np.testing.assert_allclose(own.query_xy, [0, 0], atol=1e-9)
     np.testing.assert_allclose(first.query_xy, [10, 0], atol=1e-9)
     assert (own.right, first.right) == (None, True)
     assert first.title == "first: 10.0 m away, right"
-    assert len(own.points) == features["point_mask"][0].sum()
+    for submap, index in ((own, query), (first, query - 1)):
+        assert (submap.points[:, 2] == 0).sum() == 1 + index
+        assert submap.saliency.shape == (POINTS,)
 
 
 def test_saliency_goes_to_the_points_of_the_nearest_group():
