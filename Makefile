@@ -30,9 +30,10 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 key = $(shell { pwd; echo $(1) $(ACCELERATOR); $(1) -VV; cat $(2); } 2>/dev/null | cksum | cut -d' ' -f1)
 ENV := .venv/.made-$(call key,$(PYTHON),requirements.txt pyproject.toml)
 ENV_DEV := .venv/.made-dev-$(call key,$(PYTHON),requirements.txt requirements-dev.txt pyproject.toml)
+ENV_AOT := .libtpu/.made-$(call key,$(PYTHON),requirements-aot.txt)
 ENV_INTEROP := .venv-interop/.made-$(call key,$(INTEROP_PYTHON),tests/interop/requirements.txt)
 
-.PHONY: help env env-dev env-interop demo test test-slow lint format pins clean
+.PHONY: help env env-dev env-aot env-interop demo test test-slow lint format pins clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,8 @@ help:  ## this list
 env: $(ENV)  ## make .venv from requirements.txt, for the GPU or TPU where there is one
 
 env-dev: $(ENV_DEV)  ## add what the tests and the linter need
+
+env-aot: $(ENV_AOT)  ## add the TPU compiler (0.7 GB) for placerec_jax.aot; no TPU needed
 
 env-interop: $(ENV_INTEROP)  ## make .venv-interop with the datasets' own tools
 
@@ -83,7 +86,7 @@ pins:  ## re-make requirements.txt from pyproject.toml; pins that still fit stay
 	cp "$$work/requirements.txt" requirements.txt; git --no-pager diff --stat -- requirements.txt
 
 clean:  ## remove environments and caches; data/ and runs/ stay
-	rm -rf .venv .venv-interop .cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-interop .libtpu .cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call begin_install,FOLDER,INTERPRETER): a venv that `end_install` has not closed is begun again, because pip would take a
@@ -114,6 +117,11 @@ $(ENV_DEV): $(ENV)
 	@touch .venv/.installing && rm -f .venv/.made-*
 	.venv/bin/python -m pip install --requirement requirements-dev.txt --constraint requirements.txt
 	$(call end_install,.venv,$(ENV) $@)
+
+$(ENV_AOT): $(ENV)
+	rm -rf .libtpu
+	.venv/bin/python -m pip install --no-deps --target .libtpu --requirement requirements-aot.txt
+	touch $@
 
 $(ENV_INTEROP):
 	$(call begin_install,.venv-interop,$(INTEROP_PYTHON))

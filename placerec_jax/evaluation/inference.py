@@ -166,6 +166,21 @@ def _predict_batch(
     return jax.lax.with_sharding_constraint(kept, NamedSharding(mesh, PartitionSpec()))
 
 
+def lower_prediction(
+    method: ModuleType,
+    cfg: ml_collections.ConfigDict,
+    mesh: Mesh,
+    variables: dict[str, Any],
+    batch: dict[str, jax.ShapeDtypeStruct],
+    keep: tuple[str, ...] = (),
+) -> jax.stages.Lowered:
+    """The pass of `predict_split` over one batch, to compile ahead of time: shapes stand for all arrays."""
+    wanted = _Wanted(features=False, predictions=keep)
+    with jax.set_mesh(mesh):
+        frozen = ml_collections.FrozenConfigDict(cfg)
+        return _predict_batch.lower(method, frozen, wanted, mesh, variables, batch)
+
+
 def _joined(parts: list[Rows], count: int) -> Rows:
     """Parts (processes, n, ...) → (count, ...) in the order of the examples asked for."""
     joined = {}

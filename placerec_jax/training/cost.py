@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 # fmt: off
 ELEMENTWISE = frozenset({
@@ -98,6 +99,7 @@ def function_cost(function: Callable[..., Any], *arguments: Any) -> FunctionCost
     of the branches of a `cond`, the one with the most FLOPs counts.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # as every compiler does
     by_path: dict[tuple[str, ...], Cost] = collections.defaultdict(Cost)
     unknown: dict[str, None] = {}
     for path, cost, reason in _walk(jaxpr, ()):
