@@ -34,7 +34,7 @@ class SaliencyNetVLAD(nn.Module):
     def __call__(
         self, tokens: jax.Array, weight: jax.Array | None, mask: jax.Array | None, train: bool
     ) -> jax.Array:
-        tokens = tokens.astype(jnp.float32)
+        tokens = _without_padding(tokens.astype(jnp.float32), mask)
         dim = tokens.shape[-1]
         init = nn.initializers.normal(dim**-0.5)
         logits = tokens @ self.param("assignment", init, (dim, self.clusters))
@@ -43,7 +43,6 @@ class SaliencyNetVLAD(nn.Module):
         share = jax.nn.softmax(logits, axis=-1)
         if weight is not None or mask is not None:
             share = share * _real_weight(tokens, weight, mask)[..., None]
-            tokens = _without_padding(tokens, mask)
         centres = self.param("centres", init, (dim, self.clusters))
         sums = jnp.einsum("btk,btc->bck", share, tokens) - centres * share.sum(axis=1)[:, None]
         flat = unit_norm(unit_norm(sums, axis=1).reshape(len(tokens), dim * self.clusters))
@@ -137,6 +136,7 @@ def _real_weight(tokens: jax.Array, weight: jax.Array | None, mask: jax.Array | 
 
 
 def _without_padding(tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Masked tokens become 0: times a weight of 0, NaN would stay what it is."""
     return tokens if mask is None else jnp.where(mask[..., None], tokens, 0.0)
 
 
