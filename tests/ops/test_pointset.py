@@ -125,6 +125,19 @@ def test_groups_are_centre_relative_and_padding_changes_nothing():
     assert all(np.isfinite(leaf).all() for leaf in again)
 
 
+def test_groups_do_not_depend_on_the_order_of_the_points_but_for_the_start():
+    group = jax.jit(group_points, static_argnums=(2, 3, 4, 5))
+    xyz, mask = cloud(60)[None], np.ones((1, 60), bool)
+    order = np.random.default_rng(4).permutation(60)
+    order = np.concatenate([[0], order[order != 0]])  # point 0 keeps its place
+    groups = group(xyz, mask, 16, 5)
+    jax.tree.map(np.testing.assert_array_equal, group(xyz[:, order], mask, 16, 5), groups)
+    order = order[::-1]
+    assert (np.asarray(group(xyz[:, order], mask, 16, 5).centres) != np.asarray(groups.centres)).any()
+    one, other = (group(x, mask, 16, 5, 0.0, "farthest") for x in (xyz, xyz[:, order]))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 def test_no_gradient_reaches_the_points():
     xyz, mask = cloud(20)[None], np.ones((1, 20), bool)
     gradient = jax.grad(lambda x: sum(leaf.sum() for leaf in group_points(x, mask, 4, 4)[:2]))(xyz)
