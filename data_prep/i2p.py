@@ -42,6 +42,7 @@ from data_prep.raw import kitti360_cameras, kitti_oxts, scan_files
 from data_prep.raw.scans import ScanSequence
 from data_prep.scan_sources import ScanSource
 from data_prep.submaps import MapRecipe
+from data_prep.worker_pool import WorkerPool
 from placerec_jax.ops import rigid
 from placerec_jax.ops.point_steps import POINT_UNIT
 
@@ -261,6 +262,7 @@ def convert(request: Request, out: Path, *, workers: int) -> dict[str, Any]:
     ]
     _check_names(sequences, request.chosen)
     scan_files.check_files(sequences)
+    _check_calibration(request)
     images = {sequence.name: _image_files(sequence, request) for sequence in sequences}
     positions = {sequence.name: _positions(sequence, request) for sequence in sequences}
     settings = _settings(request, sequences, images, positions)
@@ -268,8 +270,9 @@ def convert(request: Request, out: Path, *, workers: int) -> dict[str, Any]:
     if finished is not None:
         return finished
     maps = request.maps or out.with_name(out.name + ".maps")
-    pairs, reports = _pairs(request, sequences, images, positions, maps, workers)
-    counted = _count_points(pairs, request.submap, workers)
+    with WorkerPool(workers) as pool:
+        pairs, reports = _pairs(request, sequences, images, positions, maps, pool)
+        counted = _count_points(pairs, request.submap, pool)
     kept = {
         name: [pair for pair, points in zip(its, counted[name], strict=True) if points >= request.min_points]
         for name, its in pairs.items()
@@ -328,6 +331,7 @@ def convert(request: Request, out: Path, *, workers: int) -> dict[str, Any]:
         extra={
             "raw_format": request.source.format,
             **_described(request),
+            "sequences_without_poses": _without_poses(request),
             "sequences": {
                 drive.name: {
                     "frames": len(drive.frame_ids),
@@ -372,6 +376,8 @@ def describe(out: Path, manifest: Mapping[str, Any]) -> str:
     for name, its in sequences.items():
         if its["divided_by"] != "not divided":
             lines.append(f"{name} is divided by {its['divided_by']}")
+    if manifest["sequences_without_poses"]:
+        lines.append(f"{', '.join(manifest['sequences_without_poses'])}: scans without poses, left out")
     for key, about in _LEFT_OUT.items():
         total = sum(its[key] for its in sequences.values())
         if total:
@@ -409,6 +415,26 @@ def _check_names(sequences: Sequence[ScanSequence], chosen: Mapping[str, Sequenc
             raise InputError(
                 f"--{split}: expected names of sequences ({', '.join(names)}), found {', '.join(absent)}."
             )
+
+
+def _check_calibration(request: Request) -> None:
+    """Read what the panoramas will need, so that a missing camera shows before long work."""
+    if request.image.method is not None and panorama.METHODS[request.image.method].calibrated:
+        for name in kitti360_cameras.FISHEYES:
+            kitti360_cameras.read_fisheye(request.root, name)
+
+
+def _without_poses(request: Request) -> list[str]:
+    """KITTI-360's sequences that have scans and no poses: of some the poses are withheld."""
+    if request.source.format != "kitti360":
+        return []
+    folders = sorted((request.root / "data_3d_raw").glob("2013_05_28_drive_????_sync"))
+    posed = {sequence.name for sequence in request.source.sequences}
+    return [
+        name
+        for name in (folder.name.split("_")[-2] for folder in folders)
+        if name not in posed and not any((request.root / "data_poses").glob(f"*_{name}_sync/*.txt"))
+    ]
 
 
 def _image_files(sequence: ScanSequence, request: Request) -> dict[int, tuple[Path, ...]]:
@@ -458,14 +484,14 @@ def _pairs(
     images: Mapping[str, Mapping[int, tuple[Path, ...]]],
     positions: Mapping[str, np.ndarray],
     maps: Path,
-    workers: int,
+    pool: WorkerPool,
 ) -> tuple[dict[str, list[PairInput]], dict[str, dict[str, Any]]]:
     """Builds the maps; the frames that have images, and what to report, both by sequence."""
     folders: dict[str, sequence_maps.MapFolder] = {}
     map_reports: dict[str, dict[str, Any]] = {}
     if request.submap_from == "map":
         jobs = [sequence_maps.job_of(maps, s.scans, request.recipe) for s in sequences if s.scans]
-        map_reports = sequence_maps.build_maps(jobs, workers)
+        map_reports = sequence_maps.build_maps(jobs, pool)
         folders = {job.scans[0].sequence: job.folder for job in jobs}
     pairs, reports = {}, {}
     for sequence in sequences:
@@ -488,7 +514,7 @@ def _pairs(
 
 
 def _count_points(
-    pairs: Mapping[str, Sequence[PairInput]], settings: SubmapSettings, workers: int
+    pairs: Mapping[str, Sequence[PairInput]], settings: SubmapSettings, pool: WorkerPool
 ) -> dict[str, np.ndarray]:
     """Points of every submap, by sequence: which are empty must be known before anything is written."""
     tasks = [
@@ -496,7 +522,7 @@ def _count_points(
         for its in pairs.values()
         for start in range(0, len(its), PAIRS_PER_SHARD)
     ]
-    found = iter(sequence_maps.run(i2p_records.count_points, tasks, workers, "looking at submaps", "part"))
+    found = iter(pool.run(i2p_records.count_points, tasks, "looking at submaps", "part"))
     counted = {}
     for name, its in pairs.items():
         parts = [next(found) for _ in range(0, len(its), PAIRS_PER_SHARD)]

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from data_prep import panorama, sequence_maps
 from data_prep.images import JPEG_QUALITY, read_png
 from data_prep.raw.kitti360_cameras import FISHEYES, PERSPECTIVES, read_fisheye
-from data_prep.raw.scan_files import png_size
+from data_prep.raw.scan_files import POINT_BYTES, png_size
 from data_prep.raw.scans import Scan
 from data_prep.scan_records import read_points
 from data_prep.sequence_maps import MapFolder
@@ -113,8 +113,14 @@ def submap_points(pair: PairInput, settings: SubmapSettings) -> np.ndarray:
 
 
 def count_points(pairs: Sequence[PairInput], settings: SubmapSettings) -> np.ndarray:
-    """(N,) int64 points of each pair's submap."""
-    return np.array([len(submap_points(pair, settings)) for pair in pairs], np.int64)
+    """(N,) int64 points of each pair's submap; scans are not read for it."""
+
+    def points_of(pair: PairInput) -> int:
+        if pair.map_folder is None:
+            return min(pair.scan.path.stat().st_size // POINT_BYTES, settings.max_points)
+        return len(submap_points(pair, settings))
+
+    return np.array([points_of(pair) for pair in pairs], np.int64)
 
 
 def encoded(rgb: np.ndarray) -> bytes:

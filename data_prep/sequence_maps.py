@@ -12,19 +12,16 @@ order: the map does not depend on the number of workers. It holds all scans of t
 later as well as earlier.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import io
 import json
-import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep import submaps, tables
 from data_prep.errors import InputError
@@ -32,9 +29,10 @@ from data_prep.raw import kitti360
 from data_prep.raw.scans import Scan
 from data_prep.scan_records import read_points
 from data_prep.submaps import MapRecipe
+from data_prep.worker_pool import WorkerPool
 from placerec_jax.ops import rigid
 
-SCANS_PER_CHUNK = 64
+SCANS_PER_CHUNK = 32
 TILES_PER_TASK = 16
 TILE_VOXELS = 200  # along a side of a tile
 
@@ -86,7 +84,7 @@ def job_of(maps: Path, scans: Sequence[Scan], recipe: MapRecipe) -> MapJob:
     return MapJob(MapFolder(path, tuple(origin.tolist()), recipe.voxel), tuple(scans), recipe)
 
 
-def build_maps(jobs: Sequence[MapJob], workers: int) -> dict[str, dict[str, Any]]:
+def build_maps(jobs: Sequence[MapJob], pool: WorkerPool) -> dict[str, dict[str, Any]]:
     """Build the maps that are not there; sequence → what went in and out, for the manifest.
 
     Raises InputError for damaged scans.
@@ -95,42 +93,13 @@ def build_maps(jobs: Sequence[MapJob], workers: int) -> dict[str, dict[str, Any]
         job.folder.path.mkdir(parents=True, exist_ok=True)
     todo = [job for job in jobs if not job.done]
     chunks = [(job.folder, n, scans, job.recipe) for job in todo for n, scans in enumerate(job.chunks)]
-    run(write_chunk, chunks, workers, "voxels of scans", "chunk")
-    run(write_voxels, [(job.folder, len(job.chunks)) for job in todo], workers, "merging voxels", "sequence")
+    pool.run(write_chunk, chunks, "voxels of scans", "chunk")
+    pool.run(write_voxels, [(job.folder, len(job.chunks)) for job in todo], "merging voxels", "sequence")
     parts = [(job.folder, n, job.recipe.neighbours) for job in todo for n in range(_parts(job.folder))]
-    run(write_distances, parts, workers, "neighbours", "part")
+    pool.run(write_distances, parts, "neighbours", "part")
     maps = [(job.folder, len(job.chunks), job.recipe.deviations) for job in todo]
-    run(write_map, maps, workers, "removing outliers", "sequence")
+    pool.run(write_map, maps, "removing outliers", "sequence")
     return {job.scans[0].sequence: _read_json(job.folder, "map.json")["report"] for job in jobs}
-
-
-def run(
-    work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, label: str, unit: str
-) -> list[Any]:
-    """`work(*task)` for all tasks, in processes where there are several; what each returned, in order."""
-    with tqdm(total=len(tasks), desc=label, unit=unit, delay=1) as bar:
-        if workers == 1 or len(tasks) <= 1:
-            results = []
-            for task in tasks:
-                results.append(work(*task))
-                bar.update()
-            return results
-        # Spawned, not forked: forking a process with running threads may deadlock.
-        context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), context)
-        try:
-            pending = [pool.submit(work, *task) for task in tasks]
-            for future in concurrent.futures.as_completed(pending):
-                future.result()
-                bar.update()
-            return [future.result() for future in pending]
-        except concurrent.futures.process.BrokenProcessPool:
-            raise InputError(
-                f"{label}: a worker process was ended from outside, most likely for want of memory. Run the "
-                "same command again with fewer --workers: it goes on where it stopped."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 # --- Scans to voxels
@@ -182,7 +151,9 @@ def _scan_voxels(points: np.ndarray, scan: Scan, folder: MapFolder) -> tuple[np.
     inside[:, :2] -= tile * TILE_VOXELS
     values = np.concatenate([xyz - voxel * size, points[:, 3:4]], axis=1)
     found = _summed(_tile_key(tile), submaps.pack(inside), values, np.ones(len(xyz)))
-    return np.stack([found["tile"], found["voxel"]], axis=-1), found["sum"] / found["count"][:, None]
+    return np.stack([found["tile"], found["voxel"]], axis=-1), found["sum"] / found["count"][:, None].astype(
+        np.float32
+    )
 
 
 def _tile_key(tile: np.ndarray) -> np.ndarray:
@@ -222,7 +193,7 @@ def write_voxels(folder: MapFolder, number_of_chunks: int) -> None:
     pieces: dict[int, list[tuple[int, int, int]]] = {}
     for number, chunk in enumerate(chunks):
         keys, start = np.unique(chunk["tile"], return_index=True)
-        stop = np.append(start[1:], len(chunk))
+        stop = np.append(start, len(chunk))[1:]
         for key, a, b in zip(keys.tolist(), start.tolist(), stop.tolist(), strict=True):
             pieces.setdefault(key, []).append((number, a, b))
     starts, total = {}, 0
@@ -262,7 +233,7 @@ class TiledPoints:
         points = np.zeros((0, 4), np.float32)
         if total:
             points = np.memmap(folder.path / f"{name}.npy", "<f4", "r", shape=(total, 4))
-        ends = [start for _, start in tiles[1:]] + [total]
+        ends = [*(start for _, start in tiles), total][1:]
         starts = {key: (start, end) for (key, start), end in zip(tiles, ends, strict=True)}
         return cls(points, starts, folder.tile_side)
 

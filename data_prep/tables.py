@@ -19,11 +19,9 @@ import hashlib
 import io
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_prep.errors import InputError
+from data_prep.worker_pool import end_with_parent
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -289,13 +288,7 @@ _written_records: Any = None  # in a worker: the count of records written by all
 def _start_worker(written: Any) -> None:
     global _written_records
     _written_records = written
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(out: Path, table: Table, shard: int) -> dict[str, Any]:
