@@ -137,14 +137,15 @@ def test_the_published_checkpoint_has_a_name_for_every_array(variables):
     assert "not needed, a norm that the released code never calls: module.pc_encoder.fc_norm.weight" in said
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_tokenizer_is_that_of_torch(train, reference, groups, variables):
+@pytest.mark.parametrize(("train", "remat"), [(False, False), (True, False), (True, True)])
+def test_tokenizer_is_that_of_torch(train, remat, reference, groups, variables):
     """Also says that the split product is the product with the concatenation, which torch's side has."""
     reference.train(train)
     given = torch.tensor(groups.offsets)
     before = {name: value.clone() for name, value in reference.state_dict().items()}
     expected = Embedder.forward(reference, given)
-    tokens, updated = TOKENIZER.apply(variables[0], groups, train, mutable=["batch_stats"])
+    module = TOKENIZER.clone(remat=remat)
+    tokens, updated = module.apply(variables[0], groups, train, mutable=["batch_stats"])
     np.testing.assert_allclose(tokens, from_torch.array(expected), atol=2e-5)
     running = reference.emb_encoder.second_conv[1].running_var.numpy()
     found = updated["batch_stats"]["pointnet"]["second_bn"]["var"]
