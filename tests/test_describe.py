@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import maplocnet
+from configs import maplocnet, saliency_i2ploc
 from placerec_jax.describe import as_json, as_table, describe
 
 # Parameters (millions) and MACs (10^9) that the layers of the two-stage network come to when counted by hand.
@@ -76,6 +76,13 @@ def test_table_and_json_say_the_same(published_size):
     assert trunk["output"]["reduction_5"] == [6, 4, 11, 320]
     assert trunk["parameter_bytes"] == 4 * trunk["parameters"]
     assert "reduction_5 6x4x11x320" in table
+
+
+def test_named_outputs_keep_their_names_and_what_is_none_is_left_out():
+    components = {c.name: c for c in describe(saliency_i2ploc.get_config("tiny")).components}
+    found = {name: set(components[name].output) for name in ("image_encoder", "point_transformer")}
+    assert "mask" not in found["image_encoder"]  # no patch of an image is padding
+    assert found["point_transformer"] == found["image_encoder"] | {"mask"}
 
 
 def test_command_reads_no_data(run_command, tmp_path):

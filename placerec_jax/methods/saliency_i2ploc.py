@@ -25,8 +25,10 @@ from placerec_jax.data import image_augmentation, submaps
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError
-from placerec_jax.methods import Encoder, run_encoders
+from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules import saliency as saliency_module
+from placerec_jax.modules import torch_names_i2ploc as released
+from placerec_jax.modules import torch_names_vit
 from placerec_jax.modules.aggregation import AGGREGATORS
 from placerec_jax.modules.point_tokenizer import PointTokenizer
 from placerec_jax.modules.point_transformer import PointTransformer
@@ -276,8 +278,12 @@ class SaliencyI2PLoc(nn.Module):
             self.image_encoder, self.image_encoder(normalised), heads, self.image_aggregator, train
         )
         if self.cfg.model.contrast.learnable:
-            found["scale"] = jnp.minimum(jnp.exp(self.log_scale), _LARGEST_SCALE)
+            found["scale"] = self.scale()
         return found
+
+    def scale(self) -> jax.Array:
+        """() 1/τ as learned."""
+        return jnp.minimum(jnp.exp(self.log_scale), _LARGEST_SCALE)
 
     def encode_cloud(self, points: jax.Array, mask: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """(B, N, 3) metres, (B, N) mask → `descriptor` (B, D) of unit length; `saliency` (B, G), `centres`
@@ -318,6 +324,33 @@ def encoders(cfg: ml_collections.ConfigDict) -> dict[str, Encoder]:
         "image": Encoder(("image",), SaliencyI2PLoc.encode_image),
         "cloud": Encoder(("points", "point_mask"), SaliencyI2PLoc.encode_cloud),
     }
+
+
+def pretrained(cfg: ml_collections.ConfigDict) -> dict[str, Pretrained]:
+    """The image encoder may start from weights of its variant, or all parts from a released checkpoint."""
+    m = cfg.model
+    own = released.image_encoder_layout(m.image.variant)
+    if not m.checkpoint_weights:
+        layouts = (own, *torch_names_vit.vit_layouts(m.image.variant, tuple(m.image.size)))
+        setting = "config.model.image_encoder_weights"
+        return {"image_encoder": Pretrained(setting, m.image_encoder_weights, layouts)}
+    if m.image_encoder_weights:
+        raise ConfigError(
+            "config.model.checkpoint_weights and image_encoder_weights are both set; expected one of them: a "
+            "checkpoint has an image encoder of its own"
+        )
+    aggregators = {
+        submodule: (released.aggregator_layout(branch),) if m[submodule] == "netvlad" else ()
+        for submodule, branch in (("image_aggregator", "image"), ("cloud_aggregator", "point"))
+    }
+    layouts = {
+        "image_encoder": (own,),
+        "point_tokenizer": (released.point_tokenizer_layout(),),
+        "point_transformer": (released.point_transformer_layout(m.points.depth),),
+        **aggregators,
+    }
+    setting = "config.model.checkpoint_weights"
+    return {part: Pretrained(setting, m.checkpoint_weights, names) for part, names in layouts.items()}
 
 
 # --- Losses
