@@ -184,6 +184,42 @@ def test_unknown_loss_is_named():
         i2p.features(cfg)
 
 
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"model__image_encoder_weights": "vit.bin"}, {"image_encoder"}),
+        (
+            {"model__checkpoint_weights": "best.pth"},
+            {"image_encoder", "point_tokenizer", "point_transformer", "image_aggregator", "cloud_aggregator"},
+        ),
+    ],
+)
+def test_published_names_are_those_of_all_arrays(settings: dict, parts: set[str]):
+    cfg = tiny(**settings)
+    found = i2p.pretrained(cfg)
+    assert set(found) == parts
+    model = i2p.model(cfg)
+    batch = {n: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for n, f in i2p.features(cfg).items()}
+    variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b, train=False), batch)
+    for part, weights in found.items():
+        assert weights.path in ("vit.bin", "best.pth")
+        assert weights.setting.endswith("_weights")
+        ours = {
+            f"{kind}/{leaf_name(path)}"
+            for kind, tree in variables.items()
+            for path, _ in jax.tree_util.tree_leaves_with_path(tree.get(part, {}))
+        }
+        for layout in weights.layouts:
+            assert set(layout.names) == ours, (part, layout.library)
+
+
+def test_one_source_of_published_weights():
+    with pytest.raises(ConfigError, match=r"checkpoint_weights and image_encoder_weights are both set"):
+        i2p.pretrained(tiny(model__checkpoint_weights="a", model__image_encoder_weights="b"))
+    gem = tiny(model__checkpoint_weights="a", model__cloud_aggregator="gem")
+    assert i2p.pretrained(gem)["cloud_aggregator"].layouts == ()  # which the trainer refuses by name
+
+
 # --- The network --------------------------------------------------------------------------------------------
 
 
