@@ -76,6 +76,8 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
         {"shift_xy": 3.0, "shift_z": 0.3, "tilt": 3.0, "yaw": 180.0}
     )
     data.negative_distance = 10.0  # metres; nearer frames that are no loop are not drawn
+    data.near_negatives = 0.0  # share of negatives that lie no more than `near_reach` metres beyond that
+    data.near_reach = 10.0
     data.label_cells = 1.0  # cells; how far apart matching cells of a pair may lie
     data.image_dropout = 0.0  # share of training images shown as zeros, as all are at evaluation
     data.query_yaw = 0.0  # degrees, uniform in ±: turns scans at evaluation
@@ -168,10 +170,11 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
         {"hypotheses": 1000, "radius": 3.0, "min_separation": 5.0}
     )
     # The layout about the sensor, beside what is learned (ops/polar.py, not of the paper; nothing in it is
-    # trained): its share of squared distances between descriptors (0: none); the channel of the BEV that it
-    # sees, to which power; blur in metres.
+    # trained): its share of squared distances between descriptors (0: none); form magnitudes, or products,
+    # which also know how rings lie to each other; the channel of the BEV that it sees, to which power; blur
+    # in metres.
     evaluation.layout = ml_collections.ConfigDict(
-        {"share": 0.0, "channel": 0, "power": 0.5, "smoothing": 1.2}
+        {"share": 0.0, "form": "magnitudes", "channel": 0, "power": 0.5, "smoothing": 1.2}
     )
     evaluation.min_inliers = 15
     evaluation.pose_tolerance = 1.0  # metres
@@ -233,6 +236,13 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.bev.extent, model.bev.cell = (-80.0, 80.0, -80.0, 80.0), 1.0
     model.bev.z_range = (-1.0, 15.0)  # the ground looks the same everywhere
     config.data.augmentation.tilt = 0.5  # degrees: 3 would lift what stands 80 m away by 4 m
+    config.data.augmentation.shift_xy = 0.5  # metres: passes in other lanes are shifts enough
+    # Retrieval must tell 4 m from a little more, which far negatives do not teach.
+    config.data.negative_distance, config.data.near_negatives = 5.0, 0.7
+    config.model.temperature = 0.05
+    config.data.image_dropout = 0.5  # no image is seen at evaluation: what is made of one must not be missed
+    model.rings.update({"share": 0.8, "channel": 1, "power": 1.0, "smoothing": 3.0})  # of heights
+    model.rings.update({"rings": 20, "channels": 2, "hidden": 8, "layers": 2})
     model.image_backbone = "t"
     model.image_crop, model.image_factor = (128, 384), 2
     model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
@@ -244,8 +254,9 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 30
+    config.optimizer.groups = (("ring_layout", (("learning_rate", 1e-3),)),)
     config.eval.ransac.radius, config.eval.ransac.min_separation = 1.0, 2.0  # cells
-    config.eval.layout.update({"share": 0.8, "channel": 1, "power": 2.0, "smoothing": 2.4})  # heights
+    config.eval.layout.share = 0.0
     config.eval.min_queries = 300
     # Better than both references where they are weakest.
     config.eval.target = ml_collections.ConfigDict(

@@ -35,7 +35,7 @@ from placerec_jax.modules.ring_layout import RingLayout
 from placerec_jax.modules.sharding import constrain_batch
 from placerec_jax.ops import keypoints, matching, transport
 from placerec_jax.ops.grid import Grid2D
-from placerec_jax.ops.polar import layout_descriptor
+from placerec_jax.ops.polar import LAYOUTS, layout_descriptor
 from placerec_jax.ops.rigid import rigid_apply, rigid_inverse, se2_apply
 from placerec_jax.ops.rigid_fit import fit_se2, fit_se3
 
@@ -121,6 +121,7 @@ def check(cfg: ml_collections.ConfigDict) -> None:
     _one_of(m.bev, "config.model.bev", "input", INPUTS)
     _one_of(m.bev, "config.model.bev", "encoding", scans.ENCODINGS)
     _one_of(m.bev, "config.model.bev", "interpolation", scans.INTERPOLATIONS)
+    _one_of(cfg.eval.layout, "config.eval.layout", "form", LAYOUTS)
     _check_sizes(cfg)
     if m.bev.input == "density" and (fused(cfg) or m.pose_dim == 3):
         raise ConfigError(
@@ -174,6 +175,7 @@ def _check_sizes(cfg: ml_collections.ConfigDict) -> None:
         "eval.layout.share": cfg.eval.layout.share,
         "model.rings.share": m.rings.share,
         "data.image_dropout": cfg.data.image_dropout,
+        "data.near_negatives": cfg.data.near_negatives,
     }
     for name, share in shares.items():
         if not 0 <= share <= 1:
@@ -312,7 +314,7 @@ class Source:
         query = int(self._records[index])
         numbers = [query]
         if self._training:
-            numbers += [int(rng.choice(self._positives(query))), int(rng.choice(self._negatives(query)))]
+            numbers += [int(rng.choice(self._positives(query))), self._draw_negative(query, rng)]
         moves = [self._move(rng) for _ in numbers]
         read = {"points": self._read_points, "density": self._read_density}[self._cfg.model.bev.input]
         seen = [read(number, move, rng) for number, move in zip(numbers, moves, strict=True)]
@@ -351,11 +353,18 @@ class Source:
         found = self._positive[self._offset[number] : self._offset[number + 1]]
         return found[self._member[found]]
 
-    def _negatives(self, number: int) -> np.ndarray:
+    def _draw_negative(self, number: int, rng: np.random.Generator) -> int:
+        """Any negative, or in a share of the cases one of those that are just too far."""
+        d = self._cfg.data
+        near = d.near_negatives > 0 and rng.random() < d.near_negatives
+        chosen = self._negatives(number, d.negative_distance + d.near_reach) if near else ()
+        return int(rng.choice(chosen if len(chosen) else self._negatives(number)))
+
+    def _negatives(self, number: int, farthest: float = np.inf) -> np.ndarray:
         place, of = self._trajectories.map_T_lidar[:, :3, 3], self._trajectories.sequence
         others = self._split[of[self._split] == of[number]]
-        far = np.linalg.norm(place[others] - place[number], axis=1) > self._cfg.data.negative_distance
-        return others[far]
+        distance = np.linalg.norm(place[others] - place[number], axis=1)
+        return others[(distance > self._cfg.data.negative_distance) & (distance < farthest)]
 
     def _move(self, rng: np.random.Generator) -> np.ndarray:
         """(4, 4) A of one scan."""
@@ -551,7 +560,7 @@ class CrossFusionLCD(nn.Module):
             out["rings"] = self.ring_layout(bev)
         if (layout := self.cfg.eval.layout).share:
             weight = bev[..., layout.channel, None] ** layout.power
-            out["layout"] = layout_descriptor(weight, grid, layout.smoothing)
+            out["layout"] = layout_descriptor(weight, grid, layout.smoothing, layout.form)
         if link_cell is not None:
             link_cell = _flat(link_cell)
             out["link_features"] = l2_normalize(self.bev_backbone.features_at(values, link_cell))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from placerec_jax.modules.netvlad import l2_normalize
@@ -18,7 +19,7 @@ class RingLayout(nn.Module):
     `channels` says how much it counts: parked cars and trees may tell less of a place than walls. What is
     left of every ring is compared with the next by `ring_products`, and every ring and frequency has a
     learned weight: lateral shifts disturb near rings and high frequencies first. At the start all gates and
-    weights are nearly equal: a training-free descriptor, from which training departs.
+    weights are nearly 1: a training-free descriptor, from which training departs.
     """
 
     grid: Grid2D
@@ -45,9 +46,13 @@ class RingLayout(nn.Module):
             around = ((1, 1), (0, 0))
             x = nn.Conv(self.hidden, (3, 3), padding=around, dtype=self.dtype, name=f"conv{layer}")(x)
             x = nn.relu(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"norm{layer}")(x))
-        gate = nn.softplus(nn.Dense(self.channels, dtype=self.dtype, name="gate")(x).astype(jnp.float32))
-        area = jnp.sqrt(jnp.arange(self.rings, dtype=jnp.float32) + 0.5)[:, None, None]
-        found = ring_products(seen[..., -1:] * gate * area, self.frequencies)
+        start = {
+            "kernel_init": nn.initializers.normal(0.02),
+            "bias_init": nn.initializers.constant(np.log(np.e - 1)),  # of softplus 1
+        }
+        gate = nn.softplus(nn.Dense(self.channels, dtype=self.dtype, name="gate", **start)(x))
+        area = np.sqrt(np.arange(self.rings) + 0.5).astype(np.float32)[:, None, None]
+        found = ring_products(seen[..., -1:] * gate.astype(jnp.float32) * area, self.frequencies)
         shape = (self.rings - 1, self.frequencies, self.channels)
         found *= jnp.exp(self.param("log_weight", nn.initializers.zeros, shape))[..., None]
         channels = jnp.moveaxis(found, 3, 1).reshape(len(bev), self.channels, -1)

@@ -1,5 +1,7 @@
 """Maps in polar coordinates about the sensor, and what of them does not depend on where it faces."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,20 +30,20 @@ def polar_resample(x: jax.Array, grid: Grid2D, rings: int, azimuths: int, reach:
     return found.reshape(x.shape[0], rings, azimuths, x.shape[-1])
 
 
-def layout_descriptor(weight: jax.Array, grid: Grid2D, smoothing: float) -> jax.Array:
-    """(B, H, W, C) weights >= 0 of cells on `grid` → (B, 30 · 31 · C) float32 of unit length.
+def layout_descriptor(weight: jax.Array, grid: Grid2D, smoothing: float, form: str) -> jax.Array:
+    """(B, H, W, C) weights >= 0 of cells on `grid` → (B, D) float32 of unit length, by a form of LAYOUTS.
 
     Nothing is learned: the weights, blurred by `smoothing` metres, on rings about the sensor, and of every
-    ring the magnitudes of its Fourier series along the azimuth. A turn of the scan shifts the azimuth and
-    leaves the magnitudes; the wider the blur, the less a shift of the sensor matters. A ring counts by its
-    area. What is farther than the nearest edge is not looked at. A scan without content gives zeros.
+    ring what a turn of the scan does not change. The wider the blur, the less a shift of the sensor matters.
+    A ring counts by its area. What is farther than the nearest edge is not looked at. A scan without content
+    gives zeros.
     """
+    rings, describe = LAYOUTS[form]
     reach = min(abs(edge) for edge in grid.extent)
     smooth = gaussian_blur(weight, smoothing / grid.cell)
-    rings = polar_resample(smooth, grid, RINGS, AZIMUTHS, reach)
-    wave = jnp.fft.rfft(rings, axis=2)[:, :, :FREQUENCIES]
-    area = np.sqrt(np.arange(RINGS) + 0.5).astype(np.float32)[:, None, None]
-    flat = (jnp.abs(wave) * area).reshape(len(weight), -1)
+    maps = polar_resample(smooth, grid, rings, AZIMUTHS, reach)
+    area = np.sqrt(np.arange(rings) + 0.5).astype(np.float32)[:, None, None]
+    flat = describe(maps * area).reshape(len(weight), -1)
     return flat * jax.lax.rsqrt(jnp.sum(flat**2, axis=-1, keepdims=True) + _TINY)
 
 
@@ -59,3 +61,15 @@ def ring_products(maps: jax.Array, frequencies: int) -> jax.Array:
     # Its fourth root is what the parts are divided by, twice guarded: at zero a root has no slope.
     scale = jax.lax.rsqrt(jnp.sqrt(squared + _TINY**2) + _TINY)
     return jnp.stack([jnp.real(product) * scale, jnp.imag(product) * scale], axis=-1)
+
+
+def _magnitudes(maps: jax.Array) -> jax.Array:
+    """(B, R, A, C) → (B, R, 31, C): of every ring alone, the magnitudes of its Fourier series."""
+    return jnp.abs(jnp.fft.rfft(maps, axis=2)[:, :, :FREQUENCIES])
+
+
+# Forms of the layout: how many rings, and what is made of them. Products keep how rings lie to each other.
+LAYOUTS = {
+    "magnitudes": (RINGS, _magnitudes),
+    "products": (20, functools.partial(ring_products, frequencies=20)),
+}

@@ -64,6 +64,8 @@ def config(**settings):
     cfg.model.bev.cell = 0.5
     cfg.model.image_crop, cfg.model.image_factor = (32, 64), 1
     cfg.data.augmentation.tilt = cfg.data.augmentation.shift_z = 0.0
+    cfg.data.augmentation.shift_xy, cfg.data.negative_distance = 3.0, 10.0
+    cfg.data.near_negatives = cfg.data.image_dropout = 0.0
     cfg.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
     return cfg
 
@@ -97,6 +99,25 @@ def test_triplets_are_a_loop_and_another_place(prepared):
         assert abs(int(example["sequence_position"][0]) - int(example["sequence_position"][1])) > 20
         assert np.linalg.norm(query - negative) > 10
         assert example["index"] == example["sequence_position"][0]
+
+
+def test_negatives_may_be_near_ones(prepared):
+    """On a circle of 15 m the frames between 5 and 8 m away are two or three on either side."""
+
+    def distances(**settings):
+        cfg = config(data__negative_distance=5.0, **settings)
+        for example in examples(cfg, prepared, training=True, count=FRAMES):
+            places = drive()[example["sequence_position"]][:, :3, 3]
+            yield np.linalg.norm(places[0] - places[2])
+
+    near = list(distances(data__near_negatives=1.0, data__near_reach=3.0))
+    assert 5 < min(near) < max(near) < 8
+    anywhere = list(distances())
+    assert max(anywhere) > 25
+    some = list(distances(data__near_negatives=0.5, data__near_reach=3.0))
+    assert 0.4 < np.mean(np.array(some) < 8) < 0.9
+    # There is none so near: any other will do.
+    assert min(distances(data__near_negatives=1.0, data__near_reach=1e-3)) > 5
 
 
 def test_true_pose_maps_cells_onto_cells(prepared):

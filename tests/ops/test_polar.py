@@ -9,6 +9,7 @@ from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.polar import (
     AZIMUTHS,
     FREQUENCIES,
+    LAYOUTS,
     RINGS,
     layout_descriptor,
     polar_resample,
@@ -38,7 +39,7 @@ def hills(grid: Grid2D, yaw: float = 0.0, width: float = 2.0, seed: int = 0) -> 
 
 
 RESAMPLE = jax.jit(polar_resample, static_argnums=(1, 2, 3, 4))
-LAYOUT = jax.jit(layout_descriptor, static_argnums=(1, 2))
+LAYOUT = jax.jit(layout_descriptor, static_argnums=(1, 2, 3))
 BLUR = 0.8  # m, that of the reference
 
 
@@ -71,11 +72,12 @@ def test_a_turn_by_whole_steps_shifts_the_azimuth(steps):
     assert np.abs(turned - still).max() > 0.1 * still.max()
 
 
-def test_layout_does_not_change_with_the_heading_and_does_with_the_place():
+@pytest.mark.parametrize("form", sorted(LAYOUTS))
+def test_layout_does_not_change_with_the_heading_and_does_with_the_place(form):
     headings = [0.0, np.pi / 2, *(steps * 2 * np.pi / AZIMUTHS for steps in (1, 17, 40)), 0.123]
     places = [hills(GRID, yaw) for yaw in headings] + [hills(GRID, seed=1)]
-    found = np.concatenate([LAYOUT(place, GRID, BLUR) for place in places])
-    assert found.shape == (len(places), RINGS * FREQUENCIES)
+    found = np.concatenate([LAYOUT(place, GRID, 1.5 * BLUR, form) for place in places])
+    assert found.shape == (len(places), {"magnitudes": RINGS * FREQUENCIES, "products": 19 * 20 * 2}[form])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
     apart = np.linalg.norm(found[1:] - found[0], axis=1)
     assert apart[:-1].max() < 0.01
@@ -85,7 +87,7 @@ def test_layout_does_not_change_with_the_heading_and_does_with_the_place():
 def test_layout_is_the_reference_up_to_its_rings():
     """Of square roots, as the reference takes them; it reaches 0.2 m less, to the middle of the last cell."""
     image = hills(REFERENCE, width=1.0)
-    found = np.asarray(LAYOUT(np.sqrt(image), REFERENCE, BLUR))[0]
+    found = np.asarray(LAYOUT(np.sqrt(image), REFERENCE, BLUR, "magnitudes"))[0]
     expected = polar_fft.describe(image[0])["descriptor"]
     assert found @ expected > 0.999
     assert found @ polar_fft.describe(hills(REFERENCE, width=1.0, seed=1)[0])["descriptor"] < 0.95
@@ -93,17 +95,17 @@ def test_layout_is_the_reference_up_to_its_rings():
 
 def test_layout_has_every_channel_and_ignores_the_scale():
     a, b = hills(GRID), hills(GRID, seed=1)
-    both = np.asarray(LAYOUT(np.concatenate([a, b], axis=-1), GRID, BLUR))
+    both = np.asarray(LAYOUT(np.concatenate([a, b], axis=-1), GRID, BLUR, "magnitudes"))
     assert both.shape == (1, RINGS * FREQUENCIES * 2)
-    alone = np.asarray(LAYOUT(a, GRID, BLUR))
+    alone = np.asarray(LAYOUT(a, GRID, BLUR, "magnitudes"))
     first = both.reshape(1, -1, 2)[..., 0]
     np.testing.assert_allclose(first / np.linalg.norm(first), alone, atol=1e-5)
-    np.testing.assert_allclose(LAYOUT(9 * a, GRID, BLUR), alone, atol=1e-5)
+    np.testing.assert_allclose(LAYOUT(9 * a, GRID, BLUR, "magnitudes"), alone, atol=1e-5)
 
 
 def test_layout_of_nothing_is_zero():
-    found = LAYOUT(np.zeros_like(hills(GRID)), GRID, BLUR)
-    np.testing.assert_array_equal(found, np.zeros((1, RINGS * FREQUENCIES)))
+    for form in LAYOUTS:
+        assert not np.any(LAYOUT(np.zeros_like(hills(GRID)), GRID, BLUR, form)), form
 
 
 def products_by_hand(maps: np.ndarray, frequencies: int) -> np.ndarray:
@@ -116,6 +118,22 @@ def products_by_hand(maps: np.ndarray, frequencies: int) -> np.ndarray:
     wave = np.array(wave)
     product = wave[1:] * wave[:-1].conj()
     return product / np.sqrt(np.abs(product))
+
+
+def test_layout_of_products_tells_a_twisted_place_apart():
+    """The same rings, the outer turned against the inner: magnitudes are those of the place itself."""
+    x, y = centres(GRID)
+    post = lambda radius, azimuth: np.exp(  # noqa: E731
+        -((x - radius * np.cos(azimuth)) ** 2 + (y - radius * np.sin(azimuth)) ** 2) / 8
+    )
+    place = post(8, 0) + post(8, 2) + post(13, 0.4) + post(13, 1.1)
+    twisted = post(8, 0) + post(8, 2) + post(13, 2.4) + post(13, 3.1)
+    likeness = {}
+    for form in LAYOUTS:
+        both = np.stack([place, twisted])[..., None].astype(np.float32)
+        found = np.asarray(LAYOUT(both, GRID, BLUR, form))
+        likeness[form] = found[0] @ found[1]
+    assert 1 - likeness["products"] > 3 * (1 - likeness["magnitudes"])
 
 
 PRODUCTS = jax.jit(ring_products, static_argnums=1)
