@@ -73,22 +73,30 @@ def _start(xyz: jax.Array, mask: jax.Array, start: str) -> jax.Array:
 def nearest_neighbours(
     centres: jax.Array, xyz: jax.Array, mask: jax.Array, k: int, chunk: int = 256
 ) -> jax.Array:
-    """(G, 3) centres, (N, 3) points, (N,) mask → (G, k) int32: the nearest points, nearest first.
+    """(..., G, 3) centres, (..., N, 3) points, (..., N) mask → (..., G, k) int32: nearest first.
 
     With fewer than k real points the rest of a row repeats the nearest. Coordinates are subtracted before
     they are squared, which stays exact far from the origin; `chunk` centres at a time bound the memory to
     chunk × N distances.
     """
-    absent = max(k - len(xyz), 0)
+    count, points = centres.shape[-2], xyz.shape[-2]
+    chunk, absent = min(chunk, count), max(k - points, 0)
 
-    def of_one(centre: jax.Array) -> jax.Array:
-        offset = xyz - centre
-        closeness = jnp.where(mask, -jnp.sum(offset * offset, axis=-1), -jnp.inf)
-        best, index = jax.lax.top_k(closeness, k - absent)
-        best = jnp.pad(best, (0, absent), constant_values=-jnp.inf)
-        return jnp.where(best > -jnp.inf, jnp.pad(index, (0, absent)), index[0])
+    def of_chunk(some: jax.Array) -> jax.Array:
+        offset = xyz[..., None, :, :] - some[..., None, :]
+        closeness = jnp.where(mask[..., None, :], -jnp.sum(offset * offset, axis=-1), -jnp.inf)
+        # A matrix whose top k nothing cuts further: otherwise XLA on a CPU sorts every row whole instead.
+        found = jax.lax.top_k(closeness.reshape(-1, points), k - absent)
+        best, index = jax.lax.optimization_barrier(found)
+        best = jnp.pad(best, ((0, 0), (0, absent)), constant_values=-jnp.inf)
+        index = jnp.where(best > -jnp.inf, jnp.pad(index, ((0, 0), (0, absent))), index[:, :1])
+        return index.reshape(*some.shape[:-1], k)
 
-    return jax.lax.map(of_one, centres, batch_size=chunk)
+    filled = -(-count // chunk) * chunk
+    padding = [(0, 0)] * (centres.ndim - 2) + [(0, filled - count), (0, 0)]
+    chunks = jnp.pad(centres, padding).reshape(*centres.shape[:-2], filled // chunk, chunk, 3)
+    nearest = jnp.moveaxis(jax.lax.map(of_chunk, jnp.moveaxis(chunks, -3, 0)), 0, -3)
+    return nearest.reshape(*centres.shape[:-2], filled, k)[..., :count, :]
 
 
 def group_points(
@@ -106,13 +114,14 @@ def group_points(
     empty set none is. No gradient reaches the points.
     """
 
-    def of_one(xyz: jax.Array, mask: jax.Array) -> Groups:
-        chosen = farthest_points(xyz, mask, groups, exclude_radius, start)
-        centres = xyz[chosen]
-        neighbours = xyz[nearest_neighbours(centres, xyz, mask, k, chunk)]
-        real = jnp.arange(groups) < selectable(xyz, mask, exclude_radius, start).sum()
-        return Groups(neighbours - centres[:, None], centres, real)
-
     # What stands in the padding is nobody's promise: it may be NaN.
     xyz = jax.lax.stop_gradient(jnp.where(mask[..., None], xyz, 0.0).astype(jnp.float32))
-    return jax.vmap(of_one)(xyz, mask)
+
+    def centres_of(xyz: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen = farthest_points(xyz, mask, groups, exclude_radius, start)
+        return xyz[chosen], jnp.arange(groups) < selectable(xyz, mask, exclude_radius, start).sum()
+
+    centres, real = jax.vmap(centres_of)(xyz, mask)
+    index = nearest_neighbours(centres, xyz, mask, k, chunk)
+    neighbours = jax.vmap(lambda points, chosen: points[chosen])(xyz, index)
+    return Groups(neighbours - centres[:, :, None], centres, real)
