@@ -142,6 +142,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
             "reduce": "sum",  # or mean, over the heads
             "squash": "sigmoid",  # nearly flat; or none, mean1, minmax
             "keep": 1.0,  # share of the tokens, the most salient first; the rest count for nothing
+            "stop_gradient": True,  # the weights of tokens are taken as given
         }
     )
     model.discard_cls = False  # of the tokens that are aggregated

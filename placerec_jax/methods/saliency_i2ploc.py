@@ -300,7 +300,7 @@ class SaliencyI2PLoc(nn.Module):
     ) -> dict[str, jax.Array]:
         """Tokens (B, 1 + T, C) → `descriptor` (B, D), and `saliency` (B, T) of all but CLS."""
         s = self.cfg.model.saliency
-        saliency = encoder.saliency(encoded, s.source)
+        saliency = encoder.saliency(encoded, s.source, s.stop_gradient)
         tokens, mask, weight = unit_norm(encoded.tokens), encoded.mask, None
         if s.enabled:
             weight = saliency_module.token_weight(saliency, mask, heads, s.squash, s.reduce, s.keep)

@@ -59,6 +59,8 @@ class PointTransformer(nn.Module):
         x = self.norm(self.blocks[-1](x + position, mask))
         return EncodedTokens(x, mask, attention_input)
 
-    def saliency(self, encoded: EncodedTokens, source: str = "recomputed_cls") -> jax.Array:
+    def saliency(
+        self, encoded: EncodedTokens, source: str = "recomputed_cls", stop_gradient: bool = True
+    ) -> jax.Array:
         """(B, 1 + G) float32, see `vit.last_block_saliency`."""
-        return last_block_saliency(self.blocks[-1], encoded, source)
+        return last_block_saliency(self.blocks[-1], encoded, source, stop_gradient=stop_gradient)

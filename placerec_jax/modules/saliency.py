@@ -18,19 +18,23 @@ def cls_saliency(
     heads: int,
     mask: jax.Array | None = None,
     normalise: bool = True,
+    stop_gradient: bool = True,
 ) -> jax.Array:
     """(B, T, C) tokens with CLS first → (B, T) float32: attention of CLS to each, summed over heads.
 
     s_n = Σ_h softmax_n(q_h · k_hn / √d), where q is CLS's query and k are the keys. Only that row of the
-    (T × T) attention is computed. Rows sum to `heads`; masked tokens get 0; no gradient flows through.
+    (T × T) attention is computed. Rows sum to `heads`; masked tokens get 0.
 
     Args:
         kernel, bias: (C, 3C) and (3C,) or None: a block's projection to queries, keys and values.
         normalise: centre and scale every query and key over its head, without parameters (eps 1e-5).
+        stop_gradient: let no gradient through, as released.
     """
-    tokens, kernel = jax.lax.stop_gradient((tokens.astype(jnp.float32), kernel))
+    tokens = tokens.astype(jnp.float32)
     dim = tokens.shape[-1]
-    bias = jnp.zeros(3 * dim) if bias is None else jax.lax.stop_gradient(bias)
+    bias = jnp.zeros(3 * dim) if bias is None else bias
+    if stop_gradient:
+        tokens, kernel, bias = jax.lax.stop_gradient((tokens, kernel, bias))
 
     def project(x: jax.Array, part: slice) -> jax.Array:
         y = (x @ kernel[:, part] + bias[part]).reshape(*x.shape[:-1], heads, dim // heads)

@@ -92,12 +92,13 @@ class PreNormBlock(nn.Module):
         """(B, T, C) input of the block → (B, T, C): what its attention sees."""
         return self.norm1(x)
 
-    def cls_saliency(self, tokens: jax.Array, mask: jax.Array | None, normalise: bool) -> jax.Array:
+    def cls_saliency(
+        self, tokens: jax.Array, mask: jax.Array | None, normalise: bool, stop_gradient: bool
+    ) -> jax.Array:
         """(B, T, C) → (B, T): `modules.saliency.cls_saliency` with this block's projection."""
         projection = self.qkv.variables["params"]
-        return cls_saliency(
-            tokens, projection["kernel"], projection.get("bias"), self.heads, mask, normalise=normalise
-        )
+        kernel, bias = projection["kernel"], projection.get("bias")
+        return cls_saliency(tokens, kernel, bias, self.heads, mask, normalise, stop_gradient)
 
     def _attention(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         query, key, value = (
@@ -112,9 +113,13 @@ class PreNormBlock(nn.Module):
 
 
 def last_block_saliency(
-    block: PreNormBlock, encoded: EncodedTokens, source: str, registers: int = 0
+    block: PreNormBlock,
+    encoded: EncodedTokens,
+    source: str,
+    registers: int = 0,
+    stop_gradient: bool = True,
 ) -> jax.Array:
-    """(B, 1 + T) float32: CLS's attention to every token, summed over the heads; no gradient.
+    """(B, 1 + T) float32: CLS's attention to every token, summed over the heads.
 
     "recomputed_cls" projects the finished tokens, at unit length, once more (as released; the forward pass
     attends otherwise); rows sum to the number of heads. "forward_block" is what the last block attended to;
@@ -123,8 +128,8 @@ def last_block_saliency(
     if source not in SOURCES:
         raise ValueError(f"saliency source is {source!r}; expected one of {SOURCES}")
     if source == "recomputed_cls":
-        return block.cls_saliency(unit_norm(encoded.tokens), encoded.mask, normalise=True)
-    saliency = block.cls_saliency(encoded.attention_input, encoded.mask, normalise=False)
+        return block.cls_saliency(unit_norm(encoded.tokens), encoded.mask, True, stop_gradient)
+    saliency = block.cls_saliency(encoded.attention_input, encoded.mask, False, stop_gradient)
     return jnp.delete(saliency, jnp.arange(1, 1 + registers), axis=1, assume_unique_indices=True)
 
 
@@ -186,10 +191,12 @@ class ViT(nn.Module):
         tokens = jnp.concatenate([x[:, :1], x[:, 1 + registers :]], axis=1) if registers else x
         return EncodedTokens(tokens, None, attention_input)
 
-    def saliency(self, encoded: EncodedTokens, source: str = "recomputed_cls") -> jax.Array:
+    def saliency(
+        self, encoded: EncodedTokens, source: str = "recomputed_cls", stop_gradient: bool = True
+    ) -> jax.Array:
         """(B, 1 + T) float32, see `last_block_saliency`."""
         registers = variant_sizes(self.variant).registers
-        return last_block_saliency(self.blocks[-1], encoded, source, registers)
+        return last_block_saliency(self.blocks[-1], encoded, source, registers, stop_gradient)
 
 
 def variant_sizes(variant: str) -> Variant:
