@@ -176,9 +176,17 @@ def _describe(cfg: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, state: Tr
     _say(
         f"{cfg.name}: {count_parameters(state.params):,} parameters on {len(devices)} x "
         f"{devices[0].device_kind} (mesh {dict(mesh.shape)}, {jax.process_count()} process(es)); "
-        f"batch {cfg.train.batch_size}, {cfg.train.batch_size // mesh.size} a device; "
+        f"batch {cfg.train.batch_size}, {_at_once(cfg, mesh)}; "
         f"steps {int(state.step)} to {cfg.train.steps}"
     )
+
+
+def _at_once(cfg: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:
+    """How a batch is gone through, in words."""
+    rows = cfg.train.batch_size // cfg.train.accumulate // mesh.size
+    if cfg.train.gradients == "whole":
+        return f"{rows} a device"
+    return f"{cfg.train.gradients} from {cfg.train.accumulate} x {rows} a device"
 
 
 def _say(line: str) -> None:
