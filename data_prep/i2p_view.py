@@ -10,7 +10,9 @@ queries and its database.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +69,28 @@ def read_record(
     name = next(iter(sorted(sequences))) if sequence is None else sequence
     if name not in sequences:
         raise InputError(f"--sequence: expected one of {', '.join(sorted(sequences))}, found {name!r}.")
-    with np.load(prepared / "splits" / "official.npz") as splits:
-        numbers = splits[name]
-    if not len(numbers):
-        raise InputError(f"--sequence: expected one with frames, found none in {name}.")
-    first, count = int(numbers.min()), len(numbers)
-    builder = tfds.builder_from_directory(str(prepared / "frames"))
-    for record in tfds.as_numpy(builder.as_dataset(split=f"frames[{first}:{first + count}]")):
-        if frame_id is None or int(record["frame_id"]) == frame_id:
-            return {**record, "sequence": name, "frame_id": int(record["frame_id"])}
-    raise InputError(f"--frame: expected one of the {count} frames of sequence {name}, found {frame_id}.")
+    features = tfds.features.FeaturesDict.from_config(str(prepared / "frames"))
+    names = tfds.features.FeaturesDict({key: features[key] for key in ("sequence", "frame_id")})
+    seen = 0
+    for payload in _payloads(prepared / "frames", manifest["tables"]["frames"]["shards"]):
+        found = names.deserialize_example_np(payload)
+        if found["sequence"].decode() == name:
+            seen += 1
+            if frame_id is None or int(found["frame_id"]) == frame_id:
+                record = features.deserialize_example_np(payload)
+                return {**record, "sequence": name, "frame_id": int(found["frame_id"])}
+    raise InputError(f"--frame: expected one of the {seen} frames of sequence {name}, found {frame_id}.")
+
+
+def _payloads(folder: Path, shards: int) -> Iterator[bytes]:
+    """The serialized records in order: u64 length, checksum, payload, checksum."""
+    for shard in range(shards):
+        path = folder / f"{folder.name}-{folder.name}.tfrecord-{shard:05d}-of-{shards:05d}"
+        with path.open("rb") as file:
+            while head := file.read(12):
+                (length,) = struct.unpack("<Q", head[:8])
+                yield file.read(length)
+                file.seek(4, os.SEEK_CUR)
 
 
 def draw(prepared: Path, manifest: Mapping[str, Any], record: Mapping[str, Any]) -> Figure:

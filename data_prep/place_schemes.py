@@ -69,8 +69,10 @@ def city_schemes(splits: Mapping[str, Sequence[str]]) -> dict[str, Scheme]:
 
 
 def with_chosen(scheme: Scheme, chosen: Mapping[str, Sequence[str]]) -> Scheme:
-    """The scheme with whole sequences for the splits in `chosen`."""
-    return {**scheme, **{split: tuple((name, "all") for name in names) for split, names in chosen.items()}}
+    """The scheme with whole sequences for the splits in `chosen`, which no other split then holds."""
+    taken = {name for names in chosen.values() for name in names}
+    rest = {split: tuple(it for it in members if it[0] not in taken) for split, members in scheme.items()}
+    return {**rest, **{split: tuple((name, "all") for name in names) for split, names in chosen.items()}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,15 @@ def test_city_by_district():
     np.testing.assert_array_equal(released["val"], range(10))
 
 
+def test_chosen_sequences_are_in_no_other_split():
+    scheme = {"train": (("0000", "rest"), ("0002", "all")), "val": (), "test": (("0000", "test"),)}
+    assert place_schemes.with_chosen(scheme, {"val": ["0000"]}) == {
+        "train": (("0002", "all"),),
+        "val": (("0000", "all"),),
+        "test": (),
+    }
+
+
 class TestKitti:
     def drives(self, absolute: bool) -> list[Drive]:
         """00 runs along a row of VXP's squares; 02 and 05 are elsewhere."""

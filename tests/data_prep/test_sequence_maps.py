@@ -36,7 +36,7 @@ def scans(tmp_path) -> tuple[Scan, ...]:
     return tuple(scans)
 
 
-def map_by_hand(scans: tuple[Scan, ...]) -> np.ndarray:
+def map_by_hand(scans: tuple[Scan, ...], recipe: MapRecipe = RECIPE) -> np.ndarray:
     """(N, 4) in the world, from the definitions: voxels of each scan, then of all, then the statistics."""
     means = []
     for scan in scans:
@@ -44,10 +44,10 @@ def map_by_hand(scans: tuple[Scan, ...]) -> np.ndarray:
         own = (np.abs(points[:, 0]) <= 3) & (np.abs(points[:, 1]) <= 3)
         points = points[~own]
         world = np.column_stack([points[:, :3], np.ones(len(points))]) @ scan.map_T_lidar.T
-        means += voxels_by_hand(np.column_stack([world[:, :3], points[:, 3]]), RECIPE.voxel)
-    voxels = np.array(voxels_by_hand(np.array(means), RECIPE.voxel))
-    distance = np.array(distances_by_hand(voxels[:, :3], voxels[:, :3], RECIPE.neighbours, 20.0))
-    return voxels[distance <= distance.mean() + RECIPE.deviations * distance.std(ddof=1)]
+        means += voxels_by_hand(np.column_stack([world[:, :3], points[:, 3]]), recipe.voxel)
+    voxels = np.array(voxels_by_hand(np.array(means), recipe.voxel))
+    distance = np.array(distances_by_hand(voxels[:, :3], voxels[:, :3], recipe.neighbours, 20.0))
+    return voxels[distance <= distance.mean() + recipe.deviations * distance.std(ddof=1)]
 
 
 def build(folder: Path, scans: tuple[Scan, ...], recipe: MapRecipe = RECIPE) -> sequence_maps.MapJob:
