@@ -200,7 +200,7 @@ KITTI360_SIZES: dict[str, LoopSize] = {
         },
         block_area=5500.0,
         image_size=(469, 125),
-        fisheye_side=256,
+        fisheye_side=192,
         lidar_azimuths=400,
         scene_keyframes=80,
         sequences={"train": 8, "val": 1, "test": 1},

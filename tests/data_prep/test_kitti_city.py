@@ -17,7 +17,7 @@ from data_prep.city.sensors import RayCaster
 from data_prep.city.sizes import KITTI_SIZES
 from data_prep.city.streets import Street, StreetGraph
 from data_prep.city.world import World
-from data_prep.raw import kitti, kitti360
+from data_prep.raw import kitti, kitti360, kitti360_cameras
 from data_prep.raw.scan_files import check_files
 from data_prep.raw.scans import Scan, ScanSequence
 
@@ -257,6 +257,80 @@ def test_points_are_seen_in_the_image_at_their_depth(city):
                 np.broadcast_to(origin, directions.shape).astype(np.float32), directions.astype(np.float32)
             )
             agreed.append(np.abs(hits.distance / length - in_camera[inside, 2]) < 0.3)
+    assert np.concatenate(agreed).mean() > 0.88
+
+
+def test_kitti360_has_four_cameras_with_times_and_images_of_every_frame(suburb):
+    for _, drive in suburb.planned.values():
+        for channel in write_kitti360.RIG.cameras:
+            folder = suburb.root / "data_2d_raw" / drive.sequence / channel
+            fisheye = channel in kitti360_cameras.FISHEYES
+            images = sorted((folder / ("data_rgb" if fisheye else "data_rect")).iterdir())
+            assert [path.name for path in images] == [f"{k:010d}.png" for k in range(FRAMES)]
+            shape = cv2.imread(str(images[70])).shape
+            assert shape == ((80, 80, 3) if fisheye else (42, 156, 3))
+            times = np.array(
+                (folder / "timestamps.txt").read_text().replace(" ", "T").split(), "datetime64[ns]"
+            )
+            assert len(times) == FRAMES
+            step = np.diff(times) / np.timedelta64(1, "s")
+            np.testing.assert_allclose(step, drive.frame_seconds, atol=0.004)
+
+
+def test_fisheyes_are_black_beyond_the_rim_of_the_lens_alone(suburb):
+    for name in kitti360_cameras.FISHEYES:
+        camera = kitti360_cameras.read_fisheye(suburb.root, name)
+        assert camera.size == (80, 80)
+        pixels = np.stack(np.meshgrid(np.arange(80.0), np.arange(80.0)), -1)
+        rays, reached = kitti360_cameras.unproject(camera, pixels)
+        lit = reached & (rays[..., 2] >= np.cos(np.radians(98.5)))
+        for sequence in suburb.sequences:
+            file = kitti360_cameras.fisheye_file(suburb.root, sequence.name, name, 71)
+            image = cv2.imread(str(file))
+            np.testing.assert_array_equal(image.any(-1), lit)
+            assert image[lit].std() > 15
+
+
+def test_the_calibration_of_fisheyes_gives_the_rays_that_were_cast(suburb):
+    """Through the middles of the pixels, in the LiDAR's frame."""
+    _, drive = next(iter(suburb.planned.values()))
+    rig = recording.log_rig(drive, "tiny", 0, write_kitti360.LAYOUT)
+    for name in kitti360_cameras.FISHEYES:
+        cast = rig.camera(name)
+        camera = kitti360_cameras.read_fisheye(suburb.root, name)
+        pixels = np.stack(np.meshgrid(np.arange(80.0), np.arange(80.0)), -1).reshape(-1, 2)[cast.seen]
+        rays, reached = kitti360_cameras.unproject(camera, pixels)
+        assert reached.all()
+        by_file = rays @ camera.lidar_T_camera[:3, :3].T
+        np.testing.assert_allclose(by_file, cast.rays() @ rig.ego_T_lidar[:3, :3], atol=1e-6)
+        lidar_T_camera = np.linalg.inv(rig.ego_T_lidar) @ cast.ego_T_camera
+        np.testing.assert_allclose(camera.lidar_T_camera, lidar_T_camera, atol=1e-8)
+
+
+def test_points_are_seen_in_the_fisheyes_at_their_distance(suburb):
+    """By what is on disk alone: the town stands as far away along the ray of a point's pixel as the point
+    does, but for those who move and what is hidden from the camera.
+    """
+    agreed = []
+    for name in kitti360_cameras.FISHEYES:
+        camera = kitti360_cameras.read_fisheye(suburb.root, name)
+        for scan in [scan for sequence in suburb.sequences for scan in sequence.scans[9::40]]:
+            local = (compensated(scan) - camera.lidar_T_camera[:3, 3]) @ camera.lidar_T_camera[:3, :3]
+            metres = np.linalg.norm(local, axis=1)
+            pixels, valid = kitti360_cameras.project(camera, local)
+            valid &= local[:, 2] > np.cos(np.radians(95)) * metres  # whole pixels within the rim
+            image = cv2.imread(
+                str(kitti360_cameras.fisheye_file(suburb.root, scan.sequence, name, scan.frame_id))
+            )
+            column, row = np.round(pixels[valid]).astype(int).T
+            assert image[row, column].any(-1).all()
+            rays, _ = kitti360_cameras.unproject(camera, pixels[valid])
+            map_T_camera = scan.map_T_lidar @ camera.lidar_T_camera
+            origin = map_T_camera[:3, 3] - np.append(suburb.town.mesh.centre, 0.0)
+            directions = (rays @ map_T_camera[:3, :3].T).astype(np.float32)
+            hits = suburb.town.cast(np.broadcast_to(origin, rays.shape).astype(np.float32), directions)
+            agreed.append(np.abs(hits.distance - metres[valid]) < 0.3)
+    assert len(np.concatenate(agreed)) > 20000
     assert np.concatenate(agreed).mean() > 0.88
 
 
