@@ -247,9 +247,9 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.image_crop, model.image_factor = (128, 384), 2
     model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
     config.train.batch_size = 6
-    config.train.steps = 300
+    config.train.steps = 200
     config.train.log_every = 25
-    config.train.eval_every = config.train.checkpoint_every = 150
+    config.train.eval_every = config.train.checkpoint_every = 100
     config.train.eval_examples = 400
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
