@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from data_prep import sequence_maps
 from data_prep.errors import InputError
+from data_prep.raw import kitti
 from data_prep.raw.scans import Scan
 from data_prep.submaps import MapRecipe
 from data_prep.worker_pool import WorkerPool
@@ -173,3 +175,23 @@ def test_submap_of_a_tilted_pose_holds_what_is_high(tmp_path):
     found = sequence_maps.submap(job.folder, pose, 20.0)
     assert len(found) > 580
     np.testing.assert_allclose(np.linalg.norm(found[:, :3], axis=1).max(), np.hypot(19, 60), atol=0.06)
+
+
+@pytest.mark.real_data
+def test_two_real_scans_make_one_map(real_data, tmp_path):
+    """KITTI 00, frames 94 and 95, a metre apart: what both saw of the street lies in the same voxels."""
+    (sequence,) = kitti.read_sequences(real_data / "kitti_odometry", ["00"], camera=None)
+    scans = tuple(scan for scan in sequence.scans if scan.frame_id in (94, 95))
+    assert len(scans) == 2
+    alone = [build(tmp_path / str(scan.frame_id), (scan,), MapRecipe()) for scan in scans]
+    both = build(tmp_path / "both", scans, MapRecipe())
+    pose = scans[0].map_T_lidar
+    first, second = (sequence_maps.submap(job.folder, pose, 20.0)[:, :3] for job in alone)
+    together = sequence_maps.submap(both.folder, pose, 20.0)
+    assert len(first) > 10_000
+    assert (np.abs(together[:, :2]) < 20).all()
+    distance, _ = cKDTree(first).query(second)
+    assert np.median(distance) < 0.08
+    moved, _ = cKDTree(first).query(second + np.array([0.0, 0.0, 0.5]))
+    assert np.median(moved) > 2 * np.median(distance)
+    assert len(together) < 0.95 * (len(first) + len(second))
