@@ -17,14 +17,23 @@ workers; each of them also builds its towns, 2 to 7 s each.
 in 3.5 hours.
 
 Of KITTI, `tiny` and `small` were measured in process time; the others follow from their pixels and rays.
-KITTI-360's `small` has 2,670 scans, its other sizes are KITTI's.
 
 | size   | towns | scans  | images   | rays a scan | core time a scan | 2 free cores | disk   |
 |--------|-------|--------|----------|-------------|------------------|--------------|--------|
 | tiny   | 1     | 450    | 138x42   | 64 x 120    | 0.02 s           | 6 s          | 57 MB  |
-| small  | 1     | 4,020  | 414x125  | 64 x 400    | 0.057 s          | 2 min        | 1.9 GB |
+| small  | 1     | 4,900  | 414x125  | 64 x 400    | 0.06 s           | 3 min        | 2.3 GB |
 | medium | 2     | 26,000 | 621x188  | 64 x 1000   | 0.13 s           | 30 min       | 33 GB  |
 | large  | 2     | 54,000 | 1242x375 | 64 x 2000   | 0.45 s           | 3.5 hours    | 160 GB |
+
+Of KITTI-360, with four images a scan, pieces of `tiny` and `small` were measured in process time, on a busy
+machine; the others follow from their pixels.
+
+| size   | towns | scans  | images              | rays a scan | core time a scan | 2 free cores | disk   |
+|--------|-------|--------|---------------------|-------------|------------------|--------------|--------|
+| tiny   | 1     | 450    | 156x42, 80x80       | 64 x 120    | 0.06 s           | 15 s         | 75 MB  |
+| small  | 1     | 3,080  | 469x125, 192x192    | 64 x 400    | 0.15 s           | 4 min        | 2.2 GB |
+| medium | 2     | 26,000 | 704x188, 700x700    | 64 x 1000   | 0.9 s            | 3.3 hours    | 75 GB  |
+| large  | 2     | 54,000 | 1408x376, 1400x1400 | 64 x 2000   | 3.4 s            | 26 hours     | 0.5 TB |
 """
 
 from collections.abc import Mapping
