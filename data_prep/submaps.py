@@ -98,7 +98,9 @@ def mean_neighbour_distances(
             break
         lower, upper = xyz[left].min(axis=0) - bound, xyz[left].max(axis=0) + bound
         near = cloud[((cloud >= lower) & (cloud <= upper)).all(axis=1)]
-        found, _ = scipy.spatial.cKDTree(near).query(
+        # For points as even as voxels a plain tree is made three times as fast, and answers no slower.
+        tree = scipy.spatial.cKDTree(near, leafsize=32, balanced_tree=False, compact_nodes=False)
+        found, _ = tree.query(
             xyz[left], k=np.arange(1, neighbours + 1), distance_upper_bound=np.nextafter(bound, np.inf)
         )
         distance[left] = np.minimum(found, reach).mean(axis=1)
