@@ -247,13 +247,13 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.image_crop, model.image_factor = (128, 384), 2
     model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
     config.train.batch_size = 6
-    config.train.steps = 200
-    config.train.log_every = 25
-    config.train.eval_every = config.train.checkpoint_every = 100
+    config.train.steps = 120
+    config.train.log_every = 20
+    config.train.eval_every = config.train.checkpoint_every = 60
     config.train.eval_examples = 400
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 30
+    config.optimizer.warmup_steps = 20
     config.optimizer.groups = (("ring_layout", (("learning_rate", 1e-3),)),)
     config.eval.ransac.radius, config.eval.ransac.min_separation = 1.0, 2.0  # cells
     config.eval.layout.share = 0.0
