@@ -246,6 +246,9 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.image_backbone = "t"
     model.image_crop, model.image_factor = (128, 384), 2
     model.num_keypoints, model.links, model.link_pixels = 128, 256, 8
+    # The one loss of the image branch whose gradient reaches the BEV backbone: as large as the descriptor's
+    # there, and against it.
+    config.loss.cvti = 0.1
     config.train.batch_size = 6
     config.train.steps = 120
     config.train.log_every = 20
