@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from data_prep import (
     i2p_records,
@@ -80,14 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pano",
         choices=tuple(panorama.METHODS),
-        default="equidistant185",
         help="how the fisheye pair is stitched (default equidistant185, as published)",
     )
     parser.add_argument("--image-size", type=image_size, help="as stored, e.g. 512x1024 (height x width)")
     parser.add_argument(
         "--pano-rows",
         type=shares,
-        default=(0.0, 1.0),
         help="the part of a panorama's height to keep, e.g. 0.1,0.9 (default: all)",
     )
     parser.add_argument(
@@ -223,6 +222,10 @@ def request_of(options: argparse.Namespace) -> Request:
         if folder is not None and not folder.is_dir():
             raise InputError(f"--{option.replace('_', '-')}: expected a folder, found nothing at {folder}.")
     panoramic = kind == PANORAMA
+    if not panoramic and (options.pano or options.pano_rows):
+        raise InputError(f"--image {kind}: expected no --pano nor --pano-rows, which are of panoramas.")
+    if options.raw_oxts is not None and options.format != "kitti":
+        raise InputError(f"--raw-oxts: expected --format kitti, found {options.format}.")
     return Request(
         source=scan_sources.open_source(options, require_scans=True, camera=scan_sources.NO_CAMERA),
         root=options.raw,
@@ -230,8 +233,8 @@ def request_of(options: argparse.Namespace) -> Request:
             kind,
             options.image_size or IMAGES[kind].size,
             options.raw,
-            options.pano if panoramic else None,
-            options.pano_rows,
+            (options.pano or "equidistant185") if panoramic else None,
+            options.pano_rows or (0.0, 1.0),
         ),
         submap_from=submap_from,
         submap=SubmapSettings(options.crop, options.max_points),
@@ -261,9 +264,10 @@ def convert(request: Request, out: Path, *, workers: int) -> dict[str, Any]:
         for sequence in request.source.sequences
     ]
     _check_names(sequences, request.chosen)
+    _check_folders(sequences, request)
     scan_files.check_files(sequences)
-    _check_calibration(request)
     images = {sequence.name: _image_files(sequence, request) for sequence in sequences}
+    _check_calibration(request, images)
     positions = {sequence.name: _positions(sequence, request) for sequence in sequences}
     settings = _settings(request, sequences, images, positions)
     finished = tables.finished_manifest(out, "i2p", settings)
@@ -415,13 +419,50 @@ def _check_names(sequences: Sequence[ScanSequence], chosen: Mapping[str, Sequenc
             raise InputError(
                 f"--{split}: expected names of sequences ({', '.join(names)}), found {', '.join(absent)}."
             )
+    for split in ("val", "test"):
+        trained = sorted({*chosen.get(split, ())} & {*chosen.get("train", ())})
+        if trained:
+            raise InputError(
+                f"--{split}: expected sequences that do not train, found {', '.join(trained)} in --train as "
+                "well. Name each in one of them."
+            )
 
 
-def _check_calibration(request: Request) -> None:
-    """Read what the panoramas will need, so that a missing camera shows before long work."""
-    if request.image.method is not None and panorama.METHODS[request.image.method].calibrated:
-        for name in kitti360_cameras.FISHEYES:
-            kitti360_cameras.read_fisheye(request.root, name)
+def _check_folders(sequences: Sequence[ScanSequence], request: Request) -> None:
+    """Refuse a folder of lists or of recordings that has none of any sequence: it is the wrong folder."""
+    folders = [_csv_folder(request, sequence.name) for sequence in sequences]
+    root = request.split_csv
+    if root is not None and folders and not any((root / folder).is_dir() for folder in folders):
+        raise InputError(
+            f"--split-csv {root}: expected a folder of CSV files for one sequence at least "
+            f"({', '.join(folders[:3])}), found none. Give the folder that holds them."
+        )
+    if request.raw_oxts is not None and not any(_oxts_folder(s, request) for s in sequences):
+        date, drive, _ = kitti_oxts.DRIVES["00"]
+        raise InputError(
+            f"--raw-oxts {request.raw_oxts}: expected the raw recording of one sequence at least (of 00: "
+            f"{date}/{date}_drive_{drive}_sync/oxts/data), found none. Give the folder that holds the dates."
+        )
+
+
+def _csv_folder(request: Request, sequence: str) -> str:
+    """What the dataset calls the folder of a sequence, and the CSV files' folder is called."""
+    return f"2013_05_28_drive_{sequence}_sync" if request.source.format == "kitti360" else sequence
+
+
+def _calibrated(request: Request) -> bool:
+    return request.image.method is not None and panorama.METHODS[request.image.method].calibrated
+
+
+def _check_calibration(request: Request, images: Mapping[str, Mapping[int, tuple[Path, ...]]]) -> None:
+    """Read what the panoramas will need, so that a missing or another camera shows before long work."""
+    if not _calibrated(request):
+        return
+    for number, name in enumerate(kitti360_cameras.FISHEYES):
+        camera = kitti360_cameras.read_fisheye(request.root, name)
+        for files in images.values():
+            for pair in list(files.values())[:1]:
+                scan_files.check_png(pair[number], camera.size)
 
 
 def _without_poses(request: Request) -> list[str]:
@@ -454,7 +495,8 @@ def _image_files(sequence: ScanSequence, request: Request) -> dict[int, tuple[Pa
     complete = [s.frame_id for s in sequence.scans if all(s.frame_id in files for files in found)]
     for files in found:
         sizes = {scan_files.png_size(files[frame_id]) for frame_id in complete[:1]}
-        for frame_id in complete:
+        label = f"looking at images of {sequence.name}"
+        for frame_id in tqdm(complete, desc=label, unit="image", delay=1, leave=False):
             scan_files.check_png(files[frame_id], *sizes)
     return {frame_id: tuple(files[frame_id] for files in found) for frame_id in complete}
 
@@ -533,14 +575,13 @@ def _count_points(
 def _drives(request: Request, pairs: Mapping[str, Sequence[PairInput]]) -> list[Drive]:
     """The sequences with their queries and parts, numbered as their records will be."""
     drives, first = [], 0
-    folder_of = "2013_05_28_drive_{}_sync" if request.source.format == "kitti360" else "{}"
     for name, its in pairs.items():
         xy = np.array([pair.position[:2] for pair in its]).reshape(-1, 2)
         drives.append(
             place_schemes.divide(
                 "city" if request.source.built_in_city else request.source.format,
                 name,
-                folder_of.format(name),
+                _csv_folder(request, name),
                 first,
                 np.array([pair.scan.frame_id for pair in its], np.int64),
                 xy,
@@ -612,6 +653,8 @@ def _settings(
                 digest.update(f"{path.parent.parent.name} {path.name} {path.stat().st_size}".encode())
     lists = sorted(request.split_csv.glob("*/*.csv")) if request.split_csv else []
     calibration = sorted((request.root / "calibration").glob("image_*.yaml")) if request.image.method else []
+    if _calibrated(request):
+        calibration += sorted((request.root / "calibration").glob("calib_cam_to_*.txt"))
     for path in (*lists, *calibration):
         digest.update(path.name.encode() + path.read_bytes())
     return {

@@ -106,7 +106,10 @@ def csv_bytes(frame_ids: np.ndarray, xy: np.ndarray) -> bytes:
 def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N,) int64 frame numbers and (N, 2) metres (east, north); InputError for what is no such file."""
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+        rows = list(reader)
+        if not {*_HEADER[1:]} <= {*(reader.fieldnames or ())}:
+            raise ValueError("no line of names")
         frame_ids = np.array([parse_key(row["key"]) for row in rows], np.int64)
         xy = np.array([[float(row["east"]), float(row["north"])] for row in rows]).reshape(-1, 2)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:

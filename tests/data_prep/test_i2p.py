@@ -1,6 +1,7 @@
 """KITTI-360 and KITTI to a prepared folder of images and submaps and back, and what may be wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -262,6 +263,29 @@ class TestBadInput:
         assert not (tmp_path / "out.maps").exists()  # said before long work
         assert convert(own_tree.root, tmp_path / "out", *SIZE) == 0
 
+    def test_calibration_of_other_images_shows_before_long_work(self, own_tree, tmp_path, capsys):
+        path = own_tree.calibration / "image_03.yaml"
+        width, height = scan_trees.FISHEYE_SIZE
+        written = path.read_text()
+        path.write_text(re.sub("image_width: *[0-9]+", "image_width: 1400", written))
+        assert path.read_text() != written
+        error = self.refused(capsys, own_tree.root, tmp_path / "out", *SIZE, "--pano", "mei")
+        assert "image_03/data_rgb/0000000001.png: expected 1400 x" in error
+        assert f"found {width} x {height}" in error
+        assert not (tmp_path / "out.maps").exists()
+
+    def test_another_mounting_is_another_folder(self, own_tree, tmp_path, capsys):
+        """Of camera 2, which nothing but the panorama depends on."""
+        path = own_tree.calibration / "calib_cam_to_pose.txt"
+        assert convert(own_tree.root, tmp_path / "out", *SIZE, "--pano", "mei") == 0
+        rows = [line.split() for line in path.read_text().splitlines()]
+        for row in rows:
+            if row[0].startswith("image_02"):
+                row[4] = str(float(row[4]) + 1)  # m
+        path.write_text("".join(" ".join(row) + "\n" for row in rows))
+        error = self.refused(capsys, own_tree.root, tmp_path / "out", *SIZE, "--pano", "mei")
+        assert "begun with other settings or inputs (inputs" in error
+
     def test_empty_submaps_are_left_out_and_counted(self, own_tree, tmp_path, capsys):
         """All scans show the car alone but one, whose points lie about the last frame only."""
         for number, path in list_numbered(own_tree.scans, ".bin").items():
@@ -299,7 +323,12 @@ class TestBadInput:
         [
             (["--image", "image_2"], "--image: expected pano or image_00 or image_01"),
             (["--train", "0009"], "--train: expected names of sequences (0003), found 0009"),
+            (["--train", "0003", "--test", "0003"], "--test: expected sequences that do not train, found 00"),
             (["--split-csv", "nowhere"], "--split-csv: expected a folder"),
+            (["--split-csv", "."], "expected a folder of CSV files for one sequence at least (2013_05_28_dr"),
+            (["--raw-oxts", "."], "--raw-oxts: expected --format kitti, found kitti360"),
+            (["--image", "image_00", "--pano-rows", "0.1,0.9"], "--image image_00: expected no --pano nor"),
+            (["--image", "image_00", "--pano", "mei"], "--image image_00: expected no --pano nor"),
             (["--submap", "scan", "--remove-ground"], "--submap scan: expected no"),
             (["--sequences", "0005"], "0005"),
         ],
@@ -332,6 +361,12 @@ class TestKitti:
         # 1.17 m a frame: 3 m or more from the last query after three frames.
         np.testing.assert_array_equal(found.split("official", "test_query"), [0, 3, 6])
         assert "00 is divided by whole, for want of absolute positions" in capsys.readouterr().out
+
+    def test_recordings_in_another_folder(self, kitti, tmp_path, capsys):
+        (tmp_path / "2011_10_03_drive_0027_sync" / "oxts" / "data").mkdir(parents=True)
+        options = ["--raw-oxts", str(tmp_path)]
+        assert convert(kitti.root, tmp_path / "out", *options, raw_format="kitti") == 1
+        assert "expected the raw recording of one sequence at least" in capsys.readouterr().err
 
     def test_squares_from_raw_recordings(self, kitti, tmp_path):
         """Sequence 00 leaves a square of VXP's after three frames, by its GPS."""
