@@ -177,6 +177,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
         {"share": 0.0, "form": "magnitudes", "channel": 0, "power": 0.5, "smoothing": 1.2}
     )
     evaluation.min_inliers = 15
+    evaluation.rerank = 0  # so many retrieved scans are also shown in the order of their inliers
     evaluation.pose_tolerance = 1.0  # metres
     evaluation.min_queries = 1  # with a loop, that a verdict needs
     evaluation.best_metric = "ap"
@@ -323,6 +324,7 @@ def _kitti_bev(arg: str) -> ml_collections.ConfigDict:
     evaluation.query = ml_collections.ConfigDict({"05": (1200, 2750), "06": (800, 1100)})
     evaluation.hit_distance = 5.0
     evaluation.rotated_queries = True
+    evaluation.rerank = 5
     evaluation.references = ("pixels", "polar_fft")
     return config
 

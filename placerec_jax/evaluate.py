@@ -51,7 +51,7 @@ def run(
     rows = predict_split(method, cfg, variables, prepared, split, mesh, keep=keep)
     for name, changed in getattr(evaluator, "passes", _no_passes)(cfg).items():
         _say(f"once more, {name}")
-        again = predict_split(method, changed, variables, prepared, split, mesh, keep=evaluator.SCORED)
+        again = predict_split(method, changed, variables, prepared, split, mesh, keep=keep)
         rows |= {f"{name}/{output}": values for output, values in again.items()}
     rows = evaluator.annotate(prepared, rows)
     if hasattr(evaluator, "references"):

@@ -12,10 +12,11 @@ than `loop_gap` frames apart.
   dropped.
 
 Scored side by side, by the same code: the model; the model in further passes (queries turned at random, real
-images); training-free references (`cfg.eval.references`). Verification (`second_stage`) matches every query
-of the growing protocol with what it retrieved; a loop is verified by `min_inliers` inliers, and false when
-the estimated pose is more than `pose_tolerance` metres off (Table III of the paper: a count and a precision,
-since no recall is definable).
+images); both with the first `cfg.eval.rerank` candidates in the order of their inliers; training-free
+references (`cfg.eval.references`). Verification (`second_stage`) matches every query of the growing protocol
+with what it retrieved; a loop is verified by `min_inliers` inliers, and false when the estimated pose is more
+than `pose_tolerance` metres off (Table III of the paper: a count and a precision, since no recall is
+definable).
 
 Hooks beyond what `evaluation/pose.py` lists, each of which an evaluator may have, in the order of their use:
 
@@ -27,6 +28,7 @@ Hooks beyond what `evaluation/pose.py` lists, each of which an evaluator may hav
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +42,7 @@ from tqdm import tqdm
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError, UserError
-from placerec_jax.evaluation import loop_retrieval, reference_distances
+from placerec_jax.evaluation import loop_reranking, loop_retrieval, reference_distances
 from placerec_jax.evaluation.inference import spread
 from placerec_jax.evaluation.loop_retrieval import KINDS, Answers, Frames, Task
 from placerec_jax.evaluation.precision_recall import (
@@ -623,7 +625,8 @@ def second_stage(
     Adds what was retrieved, `retrieved/asked` (N,) bool, `retrieved/candidate` (N,) row number or −1,
     `retrieved/distance`, `retrieved/correct` and `retrieved/kind` (N,); and where the method gives key points
     `match/candidate` (N,) and `match/<output>` (N, ...) of its `match`: `pose` (N, 3) candidate_T_query,
-    `inliers` (N,), `partner` and `inlier_mask` (N, K).
+    `inliers` (N,), `partner` and `inlier_mask` (N, K). With `config.eval.rerank` also the distances of
+    `model_reranked`: see `loop_reranking`.
     """
     known = {**rows, **retrieved_rows(cfg, rows)}
     present = [name for name in KEYPOINTS if name in rows]
@@ -634,21 +637,86 @@ def second_stage(
     asked = np.flatnonzero(candidate >= 0)
     if not asked.size:
         return known | _nothing_matched(count)
-    size = int(cfg.eval.get("match_batch", 32))
-    frozen = ml_collections.FrozenConfigDict(cfg)
-    match = jax.jit(lambda query, answer: method.match(frozen, query, answer))
-    found: dict[str, np.ndarray] = {}
-    with tqdm(total=len(asked), desc="verify", unit="loop", disable=jax.process_index() > 0) as bar:
-        for start in range(0, len(asked), size):
-            part = asked[start : start + size]
-            # The last batch is filled up with its first row: one shape, one compilation.
-            filled = np.concatenate([part, np.repeat(part[:1], size - len(part))])
-            sides = ({name: rows[name][which] for name in present} for which in (filled, candidate[filled]))
-            for name, value in jax.device_get(match(*sides)).items():
-                whole = found.setdefault(name, np.zeros((count, *value.shape[1:]), value.dtype))
-                whole[part] = value[: len(part)]
-            bar.update(len(part))
-    return known | {f"match/{name}": value for name, value in found.items()}
+    matcher = _Matcher(method, cfg)
+    features = {name: rows[name] for name in present}
+    for name, values in matcher.match(features, features, asked, candidate[asked], "verify").items():
+        whole = np.zeros((count, *values.shape[1:]), values.dtype)
+        whole[asked] = values
+        known[f"match/{name}"] = whole
+    return known | _reranked_rows(cfg, rows, matcher)
+
+
+class _Matcher:
+    """The `match` of a method, compiled once for batches of `config.eval.match_batch` pairs."""
+
+    def __init__(self, method: ModuleType, cfg: ml_collections.ConfigDict) -> None:
+        frozen = ml_collections.FrozenConfigDict(cfg)
+        self._match = jax.jit(lambda query, answer: method.match(frozen, query, answer))
+        self._size = int(cfg.eval.get("match_batch", 32))
+
+    def match(
+        self,
+        asking: Mapping[str, np.ndarray],
+        answering: Mapping[str, np.ndarray],
+        query: np.ndarray,
+        candidate: np.ndarray,
+        label: str,
+    ) -> dict[str, np.ndarray]:
+        """Key points of frames as they ask and as they answer, M > 0 pairs of rows → outputs (M, ...)."""
+        parts = []
+        with tqdm(total=len(query), desc=label, unit="loop", disable=jax.process_index() > 0) as bar:
+            for start in range(0, len(query), self._size):
+                here = np.arange(start, min(start + self._size, len(query)))
+                # The last batch is filled up with its first row: one shape, one compilation.
+                filled = np.concatenate([here, np.repeat(here[:1], self._size - len(here))])
+                sides = (
+                    {name: values[query[filled]] for name, values in asking.items()},
+                    {name: values[candidate[filled]] for name, values in answering.items()},
+                )
+                parts.append({k: v[: len(here)] for k, v in jax.device_get(self._match(*sides)).items()})
+                bar.update(len(here))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def inliers(
+        self,
+        asking: Mapping[str, np.ndarray],
+        answering: Mapping[str, np.ndarray],
+        numbers: np.ndarray,
+        query: np.ndarray,
+        candidate: np.ndarray,
+    ) -> np.ndarray:
+        """Pairs of frames of a sequence whose rows are `numbers` (n,) → (M,) inliers."""
+        return self.match(asking, answering, numbers[query], numbers[candidate], "re-rank")["inliers"]
+
+
+def _reranked_rows(
+    cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray], matcher: _Matcher
+) -> dict[str, np.ndarray]:
+    """`distances/model_reranked[_pass]/<protocol>/<sequence>`: the model's first `config.eval.rerank` of each
+    query in the order of their inliers; nothing where that is 0."""
+    count = int(cfg.eval.get("rerank", 0))
+    if not count:
+        return {}
+    numbers = rows_by_sequence(rows)
+    tasks = tasks_of(cfg, frames_of(rows))
+    features = {name: rows[name] for name in KEYPOINTS if name in rows}
+    found = {}
+    described = {name: values for name, values in rows.items() if name.endswith("descriptor")}
+    for estimate, distances in _distances(described, numbers, tasks):
+        suffix = estimate.removeprefix("model")
+        pass_ = suffix.removeprefix("_")
+        asking = {name: rows[f"{pass_}/{name}"] for name in features} if pass_ else features
+        answering = asking if pass_ in _BOTH_SIDES else features
+        for protocol, of_sequence in tasks.items():
+            for name, task in of_sequence.items():
+                found[f"distances/model_reranked{suffix}/{protocol}/{name}"] = loop_reranking.reranked(
+                    task,
+                    distances[protocol][name],
+                    count,
+                    most=features["keypoint_mask"].shape[1],
+                    inliers_of=functools.partial(matcher.inliers, asking, answering, numbers[name]),
+                )
+    return found
 
 
 def retrieved_rows(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -168,7 +168,8 @@ def title(estimate: str) -> str:
     if estimate == "model":
         return "this model"
     words = estimate.removesuffix("_rotated").removesuffix("_real_image")
-    words = "this model" if words == "model" else _words(words)
+    ours = {"model": "this model", "model_reranked": "this model, first few by inliers"}
+    words = ours.get(words, _words(words))
     if estimate.endswith("_rotated"):
         return f"{words}, queries turned"
     return f"{words}, real images" if estimate.endswith("_real_image") else words

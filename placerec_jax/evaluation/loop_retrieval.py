@@ -183,6 +183,22 @@ def retrieve(task: Task, distances: np.ndarray) -> Answers:
     return Answers(task.query, candidate, kind, task.reverse, Retrieved(distance, correct, kind > 0))
 
 
+def first_few(task: Task, distances: np.ndarray, count: int) -> np.ndarray:
+    """(Q, count) the nearest allowed candidates of every query, nearest first; −1 where there are fewer.
+
+    Of equally near ones the earliest comes first.
+    """
+    candidate = np.full((len(task.query), count), -1)
+    for part, queries, stop, allowed in task.blocks():
+        if not stop:
+            continue
+        found = np.where(allowed, distances[queries, :stop], np.inf)
+        order = np.argsort(found, axis=1, kind="stable")[:, :count]
+        reached = np.isfinite(np.take_along_axis(found, order, axis=1))
+        candidate[part, : order.shape[1]] = np.where(reached, order, -1)
+    return candidate
+
+
 def _kind_of_queries(task: Task) -> np.ndarray:
     """(Q,) the first of `KINDS` among each query's loops, plus 1; 0 without a loop."""
     best = np.full(len(task.query), len(KINDS) + 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from placerec_jax.errors import ConfigError
-from placerec_jax.evaluation import loop_closure, loop_retrieval
+from placerec_jax.evaluation import loop_closure, loop_reranking, loop_retrieval
 from tests.evaluation import loop_frames
 from tests.evaluation.loop_frames import config, poses, rows
 
@@ -355,6 +355,63 @@ def test_nothing_verified_is_a_count_of_zero_and_no_precision():
 def test_a_method_without_key_points_is_not_verified():
     found = loop_closure.second_stage(types.SimpleNamespace(), config(), rows())
     assert "verification" not in loop_closure.score(config(), found)
+
+
+def test_reranking_puts_the_candidate_with_most_inliers_first():
+    """Frames 3, 4, 6 ask; their two nearest are 0 1, 2 0 and 0 3: inliers by the candidate are 1 4 2 3."""
+    task = loop_closure.tasks_of(config(), loop_closure.frames_of(rows()))["growing"]["0"]
+    distances = loop_closure.outcomes(config(), rows())["model"]["growing"].distances["0"]
+    few = loop_retrieval.first_few(task, distances, 2)
+    order = np.where(np.isfinite(distances), distances, np.inf).argsort(axis=1, kind="stable")
+    for place, query in enumerate(task.query):
+        allowed = int(np.isfinite(distances[query]).sum())
+        np.testing.assert_array_equal(few[place, :allowed], order[query, : min(2, allowed)])
+        assert (few[place, allowed:] == -1).all()
+    inliers = np.array([1, 4, 2, 3, 3, 3, 3, 3])
+    found = loop_reranking.reranked(task, distances, 2, 5, lambda query, candidate: inliers[candidate])
+    for place, query in enumerate(task.query):
+        candidates = few[place][few[place] >= 0]
+        assert set(np.flatnonzero(np.isfinite(found[query]))) == set(candidates)
+        assert found[query].argmin() == candidates[inliers[candidates].argmax()]
+    assert np.nanmin(np.where(np.isfinite(found), found, np.nan)) > 0
+
+
+def test_among_equal_inliers_the_descriptor_decides():
+    task = loop_closure.tasks_of(config(), loop_closure.frames_of(rows()))["growing"]["0"]
+    distances = loop_closure.outcomes(config(), rows())["model"]["growing"].distances["0"]
+    found = loop_reranking.reranked(task, distances, 5, 5, lambda query, candidate: np.full(len(query), 2))
+    np.testing.assert_array_equal(
+        loop_retrieval.retrieve(task, found).candidate, loop_retrieval.retrieve(task, distances).candidate
+    )
+
+
+def test_reranked_estimates_stand_beside_the_model_and_its_passes():
+    """A match that counts inliers by the true distance finds every loop that is among the first few."""
+
+    def match(cfg, query, candidate):
+        apart = jnp.abs(query["keypoint_xy"][:, 0, 0] - candidate["keypoint_xy"][:, 0, 0])
+        inliers = jnp.round(100 - apart).astype(jnp.int32)
+        mask = query["keypoint_mask"]
+        pose = jnp.zeros((len(apart), 3))
+        return {"pose": pose, "inliers": inliers, "partner": jnp.where(mask, 0, -1), "inlier_mask": mask}
+
+    cfg = config(rerank=8)
+    known = with_keypoints([5] * 8)
+    turned = {
+        f"rotated/{name}": known[name] for name in ("descriptor", *loop_closure.KEYPOINTS) if name in known
+    }
+    found = loop_closure.second_stage(types.SimpleNamespace(match=match), cfg, known | turned)
+    scores = loop_closure.score(cfg, found)
+    assert growing(scores)["recall_at_1"] == pytest.approx(2 / 3)
+    for estimate in ("model_reranked", "model_reranked_rotated"):
+        assert growing(scores, estimate)["recall_at_1"] == 1.0
+    assert loop_closure.summarize(scores)["reranked_rotated_recall_at_1"] == 1.0
+    assert (
+        "model_reranked"
+        not in loop_closure.score(
+            config(), loop_closure.second_stage(types.SimpleNamespace(match=match), config(), known)
+        )["estimates"]
+    )
 
 
 # --- Targets ------------------------------------------------------------------------------------------------
