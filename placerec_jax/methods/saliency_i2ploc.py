@@ -333,6 +333,13 @@ def pretrained(cfg: ml_collections.ConfigDict) -> dict[str, Pretrained]:
     if not m.checkpoint_weights:
         layouts = (own, *torch_names_vit.vit_layouts(m.image.variant, tuple(m.image.size)))
         setting = "config.model.image_encoder_weights"
+        frozen = [pattern for pattern, its in cfg.optimizer.groups if its == "frozen"]
+        if not m.image_encoder_weights and any("image_encoder" in pattern for pattern in frozen):
+            raise ConfigError(
+                f"{setting} is empty and config.optimizer.groups freezes parts of the image encoder, which "
+                f"would stay random: expected a file of weights of {m.image.variant}. Set it, or "
+                "config.model.checkpoint_weights, or freeze nothing."
+            )
         return {"image_encoder": Pretrained(setting, m.image_encoder_weights, layouts)}
     if m.image_encoder_weights:
         raise ConfigError(

@@ -213,6 +213,16 @@ def test_published_names_are_those_of_all_arrays(settings: dict, parts: set[str]
             assert set(layout.names) == ours, (part, layout.library)
 
 
+def test_frozen_blocks_need_weights():
+    for preset in ("released", "kitti", "paper_EH_nosal"):
+        cfg = configs.get_config(preset)
+        with pytest.raises(ConfigError, match=r"image_encoder_weights is empty .* would stay random"):
+            i2p.pretrained(cfg)
+        cfg.model.image_encoder_weights = "vit.bin"
+        assert i2p.pretrained(cfg)["image_encoder"].path == "vit.bin"
+    assert not i2p.pretrained(configs.get_config("city"))["image_encoder"].path  # nothing frozen
+
+
 def test_one_source_of_published_weights():
     with pytest.raises(ConfigError, match=r"checkpoint_weights and image_encoder_weights are both set"):
         i2p.pretrained(tiny(model__checkpoint_weights="a", model__image_encoder_weights="b"))
