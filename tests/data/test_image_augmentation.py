@@ -157,8 +157,6 @@ def test_the_order_of_colours_is_random():
 
     np.testing.assert_array_equal(jitter(image, Fixed([0, 1, 2, 3])), bright)
     np.testing.assert_array_equal(jitter(image, Fixed([1, 0, 2, 3])), other)
-    drawn = {tuple(np.random.default_rng(seed).permutation(4)) for seed in range(200)}
-    assert len(drawn) == 24
 
 
 def test_half_of_the_images_stay(image):
