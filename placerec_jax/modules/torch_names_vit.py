@@ -117,13 +117,14 @@ def position_table(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """(1, [1 +] n², C), of a square grid with or without an entry of CLS → (1, 1 + rows · columns, C).
 
     Resampled by antialiased bicubic interpolation, the entry of CLS kept (0 where there is none, as timm
-    stores the networks with registers). A table of a grid that is not square is taken as it is.
+    stores the networks with registers). A table of a grid that is not square is taken as it is: also where
+    its length happens to be a square, as of 1 + 23 · 88 entries.
     """
-    if table.ndim != 3:
-        return table
-    count = table.shape[1]
-    with_cls = math.isqrt(max(count - 1, 0)) ** 2 == count - 1
-    if not with_cls and math.isqrt(count) ** 2 != count:
+    if table.ndim != 3 or len(table) != 1 or table.shape[1] < 2:
+        return table  # of another shape than ours, which is reported as such
+    count, (rows, columns) = table.shape[1], grid
+    with_cls = math.isqrt(count - 1) ** 2 == count - 1
+    if not with_cls and (count == 1 + rows * columns or math.isqrt(count) ** 2 != count):
         return table
     table = np.asarray(table, np.float32)
     cls = table[:, :1] if with_cls else np.zeros_like(table[:, :1])

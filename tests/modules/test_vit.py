@@ -142,6 +142,11 @@ def test_tables_without_cls_or_of_another_grid():
     np.testing.assert_array_equal(position_table(table, (4, 4)), np.pad(table, ((0, 0), (1, 0), (0, 0))))
     own = np.zeros((1, 1 + 2 * 4, 5), np.float32)[:, :8]  # of 7 patches: no square
     assert position_table(own, (2, 4)) is own
+    lucky = np.zeros((1, 1 + 23 * 88, 5), np.float32)  # 45², and not a table without CLS
+    assert position_table(lucky, (23, 88)) is lucky
+    for shape in ((1, 1, 5), (1, 0, 5), (2, 17, 5), (17, 5)):  # no tables at all
+        table = np.zeros(shape, np.float32)
+        assert position_table(table, (2, 3)) is table
 
 
 def test_weights_for_another_image_size(tmp_path):
