@@ -29,7 +29,7 @@ from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules import saliency as saliency_module
 from placerec_jax.modules import torch_names_i2ploc as released
 from placerec_jax.modules import torch_names_vit
-from placerec_jax.modules.aggregation import AGGREGATORS
+from placerec_jax.modules.aggregation import AGGREGATORS, NORMALISED
 from placerec_jax.modules.point_tokenizer import PointTokenizer
 from placerec_jax.modules.point_transformer import PointTransformer
 from placerec_jax.modules.vit import EncodedTokens, ViT, patch_grid, variant_sizes
@@ -107,10 +107,16 @@ def check(cfg: ml_collections.ConfigDict) -> None:
     unknown = sorted(set(cfg.loss) ^ set(LOSSES))
     if unknown:
         raise ConfigError(f"config.loss has the terms {sorted(cfg.loss)}; expected {sorted(LOSSES)}")
-    rows = cfg.train.batch_size
-    if cfg.train.gradients == "accumulated":
-        rows //= cfg.train.accumulate
+    micro = cfg.train.batch_size // max(cfg.train.accumulate, 1)
+    rows = micro if cfg.train.gradients == "accumulated" else cfg.train.batch_size
     _check_relations(cfg, rows)
+    normalised = [b for b in ("image_aggregator", "cloud_aggregator") if m[b] in NORMALISED]
+    if rows < 2 or (normalised and micro < 2):
+        reason = f"{normalised[0]} normalises descriptors over it" if normalised else "one has no negatives"
+        raise ConfigError(
+            f"config.train.batch_size is {cfg.train.batch_size} and config.train.accumulate "
+            f"{cfg.train.accumulate}; expected at least 2 pairs in a micro-batch: {reason}"
+        )
 
 
 def _check_relations(cfg: ml_collections.ConfigDict, rows: int) -> None:

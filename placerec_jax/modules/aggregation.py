@@ -154,3 +154,5 @@ AGGREGATORS: dict[str, Callable[..., nn.Module]] = {
     "cls": ClsToken,
     "smd": SMD,
 }
+# Those that normalise over the batch: of one descriptor alone nothing is left in training.
+NORMALISED = ("netvlad", "netvlad_original")

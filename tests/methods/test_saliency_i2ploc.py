@@ -1,5 +1,7 @@
 """SaliencyI2PLoc: sizes and settings, losses by hand and over devices, bad input, augmentation of pairs."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -7,13 +9,15 @@ import numpy as np
 import pytest
 
 from configs import saliency_i2ploc as configs
+from data_prep.i2p_records import IMAGES
 from placerec_jax.errors import ConfigError
 from placerec_jax.methods import saliency_i2ploc as i2p
 from placerec_jax.ops import contrastive, relations
-from placerec_jax.training.optimizer import split_parameters
+from placerec_jax.training.optimizer import make_optimizer, make_schedule, split_parameters
 from placerec_jax.training.sharding import leaf_name
 
 ROWS = 4
+DATASETS = Path(__file__).resolve().parents[2] / "docs" / "datasets.md"
 
 
 def tiny(**settings):
@@ -175,6 +179,62 @@ def test_settings_that_do_not_fit_are_named(settings: dict, message: str):
 def test_small_batches_are_fine_without_relations_and_with_cached_gradients():
     i2p.features(tiny(train__batch_size=2, loss__relation_a=0.0))
     i2p.features(tiny(train__batch_size=8, train__accumulate=4, train__gradients="cached"))
+
+
+@pytest.mark.parametrize("gradients", ["accumulated", "cached"])
+def test_a_pair_alone_cannot_be_normalised(gradients: str):
+    """NetVLAD's batch normalisation makes zeros of it, whatever the loss sees."""
+    alone = {"train__batch_size": 8, "train__accumulate": 8, "train__gradients": gradients}
+    with pytest.raises(ConfigError, match=r"accumulate 8; expected at least 2 pairs .* image_aggregator"):
+        i2p.features(tiny(loss__relation_a=0.0, **alone))
+    plain = {"model__image_aggregator": "mean", "model__cloud_aggregator": "mean"}
+    i2p.features(tiny(loss__relation_a=0.0, **(alone | plain | {"train__gradients": "cached"})))
+    with pytest.raises(ConfigError, match=r"one has no negatives"):
+        i2p.features(tiny(loss__relation_a=0.0, **(alone | plain | {"train__gradients": "accumulated"})))
+    i2p.features(tiny(train__accumulate=0, train__gradients="accumulated"))  # the trainer refuses it
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("kitti360", "pano"), ("kitti360_persp", "image_00"), ("kitti", "image_2")]
+)
+def test_presets_read_images_as_they_are_converted(preset: str, kind: str):
+    """Sizes of the converter's default, in the folder that its documentation names."""
+    cfg = configs.get_config(preset)
+    assert tuple(cfg.model.image.size) == IMAGES[kind].size
+    assert f"--out {cfg.data.root}\n" in DATASETS.read_text().replace(" --workers 16", "")
+
+
+@pytest.mark.parametrize(
+    ("preset", "image", "points", "aggregators", "decay"),
+    [
+        ("kitti360", 1e-4, 1e-5, 5e-4, 1e-3),
+        ("released", 1e-4, 1e-5, 5e-4, 5e-4),
+        ("kitti360_persp", 5e-5, 5e-6, 1e-5, 1e-3),
+        ("kitti", 1e-5, 1e-6, 5e-5, 1e-3),
+    ],
+)
+def test_parts_learn_at_the_rates_of_the_recipe(
+    preset: str, image: float, points: float, aggregators: float, decay: float
+):
+    """The first update of weights 1 under a gradient of 1 is the rate times (1 + decay)."""
+    optimizer = configs.get_config(preset).optimizer
+    optimizer.warmup_epochs = 0
+    rates = {
+        "image_encoder": (image, 1e-3),
+        "point_tokenizer": (points, 1e-3),
+        "point_transformer": (points, 1e-3),
+        "image_aggregator": (aggregators, decay),
+        "cloud_aggregator": (aggregators, decay),
+    }
+    params = {part: {"norm": {"scale": np.ones(1, np.float32)}} for part in rates}
+    params["image_encoder"]["blocks_0"] = {"scale": np.ones(1, np.float32)}
+    trained, _ = split_parameters(optimizer, params)
+    tx = make_optimizer(optimizer, make_schedule(optimizer, 100))
+    updates, _ = tx.update(trained, tx.init(params), params)
+    for part, (rate, its_decay) in rates.items():
+        found = updates[part]["norm"]["scale"]
+        np.testing.assert_allclose(found, -rate * (1 + its_decay), rtol=1e-5, err_msg=part)
+    assert updates["image_encoder"]["blocks_0"]["scale"] is None
 
 
 def test_unknown_loss_is_named():
