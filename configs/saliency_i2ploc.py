@@ -335,7 +335,7 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     model.remat = False
     config.train.gradients, config.train.accumulate = "whole", 1
     config.train.batch_size = 64
-    config.train.steps = 1_200
+    config.train.steps = 1_500
     config.train.log_every = 50
     config.train.eval_every = config.train.checkpoint_every = 300
     config.train.eval_examples = 400

@@ -29,6 +29,7 @@ VARIANTS = {
     "vit_small": Variant(16, 384, 12, 6),
     "vit_tiny": Variant(16, 192, 12, 3),
     "vit_mini": Variant(16, 96, 4, 3),
+    "vit_micro": Variant(16, 64, 2, 2),
     "vit_test": Variant(16, 16, 2, 2),
     "dinov2_base": Variant(14, 768, 12, 12, layer_scale=True),
     "dinov2_base_registers": Variant(14, 768, 12, 12, layer_scale=True, registers=4),
