@@ -19,6 +19,7 @@ def tiny(layout_share: float = 0.0, **model):
     cfg.model.bev.extent = (-16.0, 16.0, -16.0, 16.0)
     cfg.model.bev.cell, cfg.model.backbone, cfg.model.descriptor_loss = 1.0, "t", "triplet"
     cfg.eval.layout.share = layout_share
+    cfg.model.rings.share, cfg.data.negative_distance = 0.0, 10.0
     cfg.model.image_crop = (64, 64)
     cfg.update_from_flattened_dict({f"model.{k.replace('__', '.')}": v for k, v in model.items()})
     return cfg
