@@ -108,6 +108,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
             # the car is turned by (panoramas alone).
             "mirror": 0.0,
             "turn": 0.0,
+            "sectors": 1,  # of as many frames, put together to one panorama and one submap
         }
     )
 

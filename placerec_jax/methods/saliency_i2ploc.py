@@ -10,7 +10,7 @@ Shapes: B pairs, T patches of the image (row by row), N points of a submap in Li
 them, D descriptor.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -179,12 +179,15 @@ class Source:
         number = int(self._records[index])
         record = self._frames.read(number)
         sequence = as_text(record["sequence"])
-        image = _resized(record["image"], tuple(self._cfg.model.image.size))
-        xyz = decode_points(record["point_steps"])
         draw = rng if self._training else submaps.evaluation_rng(sequence, int(record["frame_id"]))
-        points, mask = submaps.sample_points(xyz, self._cfg.model.points.num, draw)
+        image, points = self._seen(record, draw)
         if self._training:
-            image, points = augmented(self._cfg.data.augmentation, image, points, rng)
+            settings = self._cfg.data.augmentation
+            image, points = augmented(settings, image, points, rng)
+            others = rng.choice(self._records, settings.sectors - 1)
+            scenes = [augmented(settings, *self._seen(self._frames.read(int(i)), rng), rng) for i in others]
+            image, points = sectors_of([(image, points), *scenes], rng)
+        points, mask = submaps.sample_points(points, self._cfg.model.points.num, draw)
         return {
             "image": image,
             "points": points,
@@ -194,6 +197,13 @@ class Source:
             "is_query": np.bool_(record["is_query"]),
             "index": np.int32(number),
         }
+
+    def _seen(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A record → image (H, W, 3) uint8 of the network's size and (n, 3) points, no more than it takes."""
+        image = _resized(record["image"], tuple(self._cfg.model.image.size))
+        xyz = decode_points(record["point_steps"])
+        points, mask = submaps.sample_points(xyz, self._cfg.model.points.num, rng)
+        return image, points[mask]
 
 
 def source(cfg: ml_collections.ConfigDict, prepared: PreparedFolder, split: str, training: bool) -> Source:
@@ -210,11 +220,12 @@ def check_data(cfg: ml_collections.ConfigDict, prepared: PreparedFolder) -> None
             f"{manifest.get('converter')!r}. Set config.data.root."
         )
     kind = manifest["image"]["kind"]
-    if cfg.data.augmentation.turn and kind != PANORAMA:
-        raise ConfigError(
-            f"{prepared.root}: config.data.augmentation.turn needs panoramas, its images are {kind!r}. Set "
-            "--config.data.augmentation.turn=0 or convert with --image pano."
-        )
+    for name, off in (("turn", 0), ("sectors", 1)):
+        if cfg.data.augmentation[name] > off and kind != PANORAMA:
+            raise ConfigError(
+                f"{prepared.root}: config.data.augmentation.{name} needs panoramas, its images are {kind!r}. "
+                f"Set --config.data.augmentation.{name}={off} or convert with --image pano."
+            )
 
 
 def augmented(
@@ -235,6 +246,27 @@ def augmented(
     if settings.cloud_yaw:
         points = submaps.turn_about_z(points, rng)
     return image, points
+
+
+def sectors_of(
+    scenes: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """S panoramas (H, W, 3) with their points (n, 3) → one with a sector of each, cut at random azimuths.
+
+    No place looks like it, so that none can be known by heart: what remains to be learned is how a wall that
+    is seen in a direction stands there in the submap. One scene alone stays as it is.
+    """
+    columns = scenes[0][0].shape[1]
+    cuts = np.sort(rng.integers(0, columns, len(scenes)))
+    scene_of = np.searchsorted(cuts, np.arange(columns), side="right") % len(scenes)  # of every column
+    image = np.zeros_like(scenes[0][0])
+    points = []
+    for number, (part, xyz) in enumerate(scenes):
+        image[:, scene_of == number] = part[:, scene_of == number]
+        azimuth = np.arctan2(xyz[:, 1], xyz[:, 0])
+        column = np.floor((1 - azimuth / np.pi) / 2 * columns).astype(int) % columns
+        points.append(xyz[scene_of[column] == number])
+    return image, np.concatenate(points)
 
 
 def turned(points: np.ndarray, angle: float) -> np.ndarray:

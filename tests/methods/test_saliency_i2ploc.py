@@ -504,3 +504,27 @@ def test_image_and_submap_move_together(change: dict):
         np.testing.assert_array_equal(new_points[:, 2], points[:, 2])
         moved += not np.array_equal(new_image, image)
     assert moved >= 7
+
+
+def test_sectors_of_several_scenes_match_in_image_and_submap():
+    """Points of scene s have height s and their pixels the value s + 1."""
+    azimuth = np.pi * (1 - 2 * (np.arange(COLUMNS) + 0.5) / COLUMNS)
+    scenes = []
+    for number in range(3):
+        kept = np.arange(number, COLUMNS, 3)  # every third column, another one in every scene
+        height = np.full(len(kept), number)
+        points = np.stack([9 * np.cos(azimuth[kept]), 9 * np.sin(azimuth[kept]), height], axis=1)
+        image = np.zeros((2, COLUMNS, 3), np.uint8)
+        image[:, kept] = number + 1
+        scenes.append((image, points.astype(np.float32)))
+    for seed in range(8):
+        image, points = i2p.sectors_of(scenes, np.random.default_rng(seed))
+        column = np.floor((1 - np.arctan2(points[:, 1], points[:, 0]) / np.pi) / 2 * COLUMNS).astype(int)
+        seen = np.zeros(COLUMNS, int)
+        seen[column] = points[:, 2] + 1
+        np.testing.assert_array_equal(image[0, :, 0], seen)
+        in_order = seen[seen > 0]
+        assert np.count_nonzero(in_order != np.roll(in_order, 1)) <= 3  # one stretch each
+    image, points = i2p.sectors_of(scenes[:1], np.random.default_rng(0))
+    np.testing.assert_array_equal(image, scenes[0][0])
+    np.testing.assert_array_equal(points, scenes[0][1])

@@ -22,7 +22,7 @@ def prepared(tmp_path_factory) -> PreparedFolder:
     folder = tmp_path_factory.mktemp("i2p")
     tree = scan_trees.write_kitti360(folder / "raw", FRAMES, FRAMES, images=False, fisheyes=True)
     options = ["--format", "kitti360", "--image", "pano", "--image-size", "48x96", "--workers", "1"]
-    splits = ["--train", SEQUENCE, "--val", SEQUENCE]
+    splits = ["--train", SEQUENCE]
     main(["i2p", "--raw", str(tree.root), "--out", str(folder / "out"), *options, *splits])
     return PreparedFolder(folder / "out")
 
@@ -36,7 +36,7 @@ def config(**settings):
 @pytest.mark.parametrize("split", ["train", "train_query"])
 @pytest.mark.parametrize("training", [True, False])
 def test_examples_are_what_the_features_say_and_repeat(prepared, split: str, training: bool):
-    cfg = config(data__augmentation__mirror=0.5, data__augmentation__turn=90.0)
+    cfg = config(data__augmentation__sectors=3)
     source = i2p.source(cfg, prepared, split, training)
     assert len(source) == len(prepared.split("official", split)) > 0
     for index in range(len(source)):
@@ -65,14 +65,14 @@ def test_example_is_its_record(prepared):
 
 def test_points_at_evaluation_depend_on_the_frame_alone(prepared):
     cfg = config(model__points__num=32)
-    few = i2p.source(cfg, prepared, "val_query", training=False)
-    every = i2p.source(cfg, prepared, "val", training=False)
-    numbers = list(prepared.split("official", "val"))
-    for index, number in enumerate(prepared.split("official", "val_query")):
+    few = i2p.source(cfg, prepared, "train_query", training=False)
+    every = i2p.source(cfg, prepared, "train", training=False)
+    numbers = list(prepared.split("official", "train"))
+    for index, number in enumerate(prepared.split("official", "train_query")):
         one = few.example(index, np.random.default_rng(1))
         other = every.example(numbers.index(number), np.random.default_rng(2))
         np.testing.assert_array_equal(one["points"], other["points"])
-    training = i2p.source(cfg, prepared, "val", training=True)
+    training = i2p.source(cfg, prepared, "train", training=True)
     one, other = (training.example(0, np.random.default_rng(seed))["points"] for seed in (1, 2))
     assert not np.array_equal(one, other)
 
@@ -87,6 +87,9 @@ def test_folders_that_do_not_fit_are_refused(prepared, tmp_path):
 
     image = {**manifest["image"], "kind": "image_00"}
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "image": image}))
-    i2p.source(config(data__augmentation__turn=0.0), PreparedFolder(tmp_path), "train", training=True)
-    with pytest.raises(ConfigError, match=r"augmentation\.turn needs panoramas, its images are 'image_00'"):
-        i2p.source(config(data__augmentation__turn=9.0), PreparedFolder(tmp_path), "train", training=True)
+    flat = {"data__augmentation__turn": 0.0, "data__augmentation__sectors": 1}
+    i2p.source(config(**flat), PreparedFolder(tmp_path), "train", training=True)
+    for name, value in (("turn", 9.0), ("sectors", 2)):
+        wanted = config(**(flat | {f"data__augmentation__{name}": value}))
+        with pytest.raises(ConfigError, match=rf"augmentation\.{name} needs panoramas, .* are 'image_00'"):
+            i2p.source(wanted, PreparedFolder(tmp_path), "train", training=True)
