@@ -258,7 +258,7 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
-    config.optimizer.groups = (("ring_layout", (("learning_rate", 1e-3),)),)
+    config.optimizer.groups = (("ring_layout", (("learning_rate", 1e-3),)),)  # () without rings
     config.eval.ransac.radius, config.eval.ransac.min_separation = 1.0, 2.0  # cells
     config.eval.layout.share = 0.0
     config.eval.min_queries = 300

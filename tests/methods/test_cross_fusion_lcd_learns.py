@@ -25,6 +25,9 @@ def small_config():
         del cfg.loss[term]
     cfg.model.bev.extent, cfg.model.bev.cell = (-16.0, 16.0, -16.0, 16.0), 0.5
     cfg.model.num_keypoints = 64
+    # NetVLAD alone, without what the preset does for the city.
+    cfg.model.rings.share, cfg.optimizer.groups = 0.0, ()
+    cfg.model.temperature, cfg.data.negative_distance = 0.1, 10.0
     return cfg
 
 
