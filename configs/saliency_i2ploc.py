@@ -5,7 +5,7 @@
 
 | ARG             | what                                                     | hardware and time           |
 |-----------------|----------------------------------------------------------|-----------------------------|
-| `cpu` (bare)    | small network, built-in city `small`                     | to be measured              |
+| `cpu` (bare)    | small network, built-in city `small`                     | 1 CPU core; not run whole   |
 | `tiny`          | for the tests, a few steps                               | seconds                     |
 | `city`          | the paper's network, built-in city `medium`              | an accelerator; not run yet |
 | `kitti360`      | the paper's, panoramas of KITTI-360                      | an accelerator; not run yet |
@@ -20,6 +20,10 @@
 
 `released`, the three `contrast_*` and `paper_EH` with `_nosal` behind them have no saliency. On other data
 the same variants are settings: `ABLATIONS`, which `python -m benchmarks.ablation` trains and prints.
+
+What to expect of `cpu`: it has not been run to its end (0.46 s of one core a step make 12 minutes), and its
+target, three times chance, is not shown to be met. 600 steps of nearly these settings, with a threshold of
+height for the ground, had image to point R@1 of 0.139 on the 144 queries of `val`; chance is 0.068.
 """
 
 import ml_collections
