@@ -19,21 +19,21 @@ class TorchLayout:
         library: as the user is told.
         names: ours below the submodule ("params/stem_conv/kernel") → theirs ("conv_stem.weight"); of several,
             the arrays are joined along their first axis.
-        arranged: ours → (their array, our shape) → our array, where more is to be done than to put the axes
-            in Flax's order.
         leftovers: (what it is, pattern of the names) of what the state dict has beyond `names` by design.
         note: what the names do not tell and the user should know, or "".
         refusal: why these weights would not compute what they were trained for, and what to do; or "".
+        arranged: ours → (their array, our shape) → our array, where more is to be done than to put the axes
+            in Flax's order.
     """
 
     library: str
     names: Mapping[str, str | tuple[str, ...]]
-    arranged: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = dataclasses.field(
-        default_factory=dict
-    )
     leftovers: tuple[tuple[str, str], ...] = ()
     note: str = ""
     refusal: str = ""
+    arranged: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def theirs(self, ours: str) -> tuple[str, ...]:
         """Their names of one array of ours; () of one that they lack."""

@@ -21,9 +21,11 @@ DATASETS = Path(__file__).resolve().parents[2] / "docs" / "datasets.md"
 
 
 def tiny(**settings):
-    """The tiny preset, a block less, with settings as `model__saliency__enabled=False`."""
+    """The tiny preset, a block less and with the paper's temperature; settings as
+    `model__saliency__enabled=False`."""
     cfg = configs.get_config("tiny")
     cfg.model.points.depth = 1
+    cfg.model.contrast.temperature, cfg.model.contrast.learnable = 0.07, False
     cfg.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
     return cfg
 
