@@ -38,10 +38,10 @@ from data_prep import (
 from data_prep.errors import InputError
 from data_prep.i2p_records import IMAGES, PANORAMA, ImageSettings, PairInput, SubmapSettings
 from data_prep.images import JPEG_QUALITY
-from data_prep.place_schemes import SPLITS, Drive
+from data_prep.place_schemes import Drive
 from data_prep.raw import kitti360_cameras, kitti_oxts, scan_files
 from data_prep.raw.scans import ScanSequence
-from data_prep.scan_sources import ScanSource
+from data_prep.scan_sources import SPLITS, ScanSource
 from data_prep.submaps import MapRecipe
 from data_prep.worker_pool import WorkerPool
 from placerec_jax.ops import rigid
@@ -407,18 +407,7 @@ _LEFT_OUT = {
 
 
 def _check_names(sequences: Sequence[ScanSequence], chosen: Mapping[str, Sequence[str]]) -> None:
-    names = [sequence.name for sequence in sequences]
-    reserved = sorted({*names} & {*SPLITS})
-    if reserved:
-        raise InputError(
-            f"sequence {reserved[0]!r}: expected another name, that is one of a split. Rename its folder."
-        )
-    for split, wanted in chosen.items():
-        absent = [name for name in wanted if name not in names]
-        if absent:
-            raise InputError(
-                f"--{split}: expected names of sequences ({', '.join(names)}), found {', '.join(absent)}."
-            )
+    scan_sources.check_names(sequences, chosen)
     for split in ("val", "test"):
         trained = sorted({*chosen.get(split, ())} & {*chosen.get("train", ())})
         if trained:

@@ -125,7 +125,7 @@ def convert(
     shows after writing has begun; the whole shards that are there by then serve the next run.
     """
     sequences = _limited(source.sequences, limit)
-    _check_names(sequences, required_splits)
+    scan_sources.check_names(sequences, required_splits)
     left_out = BAD_SCANS[bad_scans](sequences, READERS[source.records], workers)
     sequences = [_without(sequence, left_out) for sequence in sequences]
     scan_files.check_files(sequences)
@@ -245,21 +245,6 @@ def describe(out: Path, manifest: Mapping[str, Any]) -> str:
 
 def _limited(sequences: Sequence[ScanSequence], limit: int | None) -> list[ScanSequence]:
     return [dataclasses.replace(sequence, scans=sequence.scans[:limit]) for sequence in sequences]
-
-
-def _check_names(sequences: Sequence[ScanSequence], required: Splits) -> None:
-    names = [sequence.name for sequence in sequences]
-    reserved = sorted({*names} & {*SPLITS})
-    if reserved:
-        raise InputError(
-            f"sequence {reserved[0]!r}: expected another name, that is one of a split. Rename its folder."
-        )
-    for split, wanted in required.items():
-        absent = [name for name in wanted if name not in names]
-        if absent:
-            raise InputError(
-                f"--{split}: expected names of sequences ({', '.join(names)}), found {', '.join(absent)}."
-            )
 
 
 def _numbers_of_splits(

@@ -22,8 +22,8 @@ import numpy as np
 
 from data_prep import place_splits
 from data_prep.errors import InputError
+from data_prep.scan_sources import SPLITS
 
-SPLITS = ("train", "val", "test")
 Scheme = Mapping[str, Sequence[tuple[str, str]]]  # split → sequences and their parts
 
 URBAN_DATABASE = 1501  # frames of the database in the held-out part of KITTI-360's drive 0000

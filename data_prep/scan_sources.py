@@ -178,3 +178,19 @@ def city_splits(marker: Path) -> Splits:
             "city again."
         ) from None
     return splits
+
+
+def check_names(sequences: Sequence[ScanSequence], required: Splits) -> None:
+    """InputError where a sequence is called like a split, or one that `required` names is not there."""
+    names = [sequence.name for sequence in sequences]
+    reserved = sorted({*names} & {*SPLITS})
+    if reserved:
+        raise InputError(
+            f"sequence {reserved[0]!r}: expected another name, that is one of a split. Rename its folder."
+        )
+    for split, wanted in required.items():
+        absent = [name for name in wanted if name not in names]
+        if absent:
+            raise InputError(
+                f"--{split}: expected names of sequences ({', '.join(names)}), found {', '.join(absent)}."
+            )

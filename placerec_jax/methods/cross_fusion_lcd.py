@@ -13,7 +13,7 @@ the camera sees ("links"), R pixels a cell, D channels.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ import numpy as np
 
 from placerec_jax.data import scans
 from placerec_jax.data.prepared import PreparedFolder
-from placerec_jax.errors import ConfigError
+from placerec_jax.errors import ConfigError, one_of
 from placerec_jax.methods import Encoder, run_encoders
 from placerec_jax.modules import alike
 from placerec_jax.modules.cross_modal import Converter, Fusion, Generator, PixelPool, sort_tokens
@@ -99,13 +99,6 @@ POSES = {
 }
 
 
-def _one_of(settings: ml_collections.ConfigDict, where: str, name: str, choices: Iterable[Any]) -> Any:
-    """`settings[name]`, which must be one of `choices`."""
-    if settings[name] not in choices:
-        raise ConfigError(f"{where}.{name} is {settings[name]!r}; expected one of {sorted(choices)}")
-    return settings[name]
-
-
 def check(cfg: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for settings of network and layout that do not exist or contradict each other."""
     m = cfg.model
@@ -117,11 +110,11 @@ def check(cfg: ml_collections.ConfigDict) -> None:
         ("loss_form", LOSS_FORMS),
         ("pose_dim", POSES),
     ):
-        _one_of(m, "config.model", name, choices)
-    _one_of(m.bev, "config.model.bev", "input", INPUTS)
-    _one_of(m.bev, "config.model.bev", "encoding", scans.ENCODINGS)
-    _one_of(m.bev, "config.model.bev", "interpolation", scans.INTERPOLATIONS)
-    _one_of(cfg.eval.layout, "config.eval.layout", "form", LAYOUTS)
+        one_of(m, "config.model", name, choices)
+    one_of(m.bev, "config.model.bev", "input", INPUTS)
+    one_of(m.bev, "config.model.bev", "encoding", scans.ENCODINGS)
+    one_of(m.bev, "config.model.bev", "interpolation", scans.INTERPOLATIONS)
+    one_of(cfg.eval.layout, "config.eval.layout", "form", LAYOUTS)
     _check_sizes(cfg)
     if m.bev.input == "density" and (fused(cfg) or m.pose_dim == 3):
         raise ConfigError(

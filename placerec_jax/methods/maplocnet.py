@@ -9,7 +9,7 @@ camera BEV was moved by T1. `model.head` chooses among the paper's variants and 
 frames give B·K registrations.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from placerec_jax.data import augmentation
 from placerec_jax.data.map_patch import LocationRaster
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import decode_image
-from placerec_jax.errors import ConfigError
+from placerec_jax.errors import ConfigError, one_of
 from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules.conv import ConvBatchNormReLU
 from placerec_jax.modules.efficientnet import EfficientNetB0
@@ -144,18 +144,11 @@ def map_grid(cfg: ml_collections.ConfigDict) -> Grid2D:
     return Grid2D(tuple(cfg.model.map_extent), cfg.model.cell)
 
 
-def _one_of(cfg: ml_collections.ConfigDict, name: str, choices: Iterable[str]) -> str:
-    """`config.model.<name>`, which must be one of `choices`."""
-    if cfg.model[name] not in choices:
-        raise ConfigError(f"config.model.{name} is {cfg.model[name]!r}; expected one of {sorted(choices)}")
-    return cfg.model[name]
-
-
 def pose_unit(cfg: ml_collections.ConfigDict) -> np.ndarray:
     """(3,) m, m and rad that one unit of the heads' output and of the pose losses stands for."""
     largest = np.array([cfg.data.noise_xy, cfg.data.noise_xy, np.deg2rad(cfg.data.noise_yaw)])
     units = {"m_deg": np.array([1.0, 1.0, np.pi / 180]), "m_rad": np.ones(3), "normalised": largest}
-    unit = units[_one_of(cfg, "pose_units", POSE_UNITS)]
+    unit = units[one_of(cfg.model, "config.model", "pose_units", POSE_UNITS)]
     if not unit.all():
         raise ConfigError(
             "config.model.pose_units 'normalised' needs config.data.noise_xy and noise_yaw above 0"
@@ -218,7 +211,9 @@ class Source:
         self._dropped_cameras = cfg.data.dropped_cameras if training else 0
         self._cameras = _camera_indices(cfg, prepared.manifest["cameras"])
         self._inputs, self._labels = {}, {}
-        read_inputs = {"maplocnet": _coverage, "orienternet": _classes}[_one_of(cfg, "osm_style", OSM_STYLES)]
+        read_inputs = {"maplocnet": _coverage, "orienternet": _classes}[
+            one_of(cfg.model, "config.model", "osm_style", OSM_STYLES)
+        ]
         maps = prepared.table("maps")
         for record in (maps[i] for i in range(len(maps))):
             location = LocationRaster(record["raster"], record["origin"], float(record["cell"]))
@@ -496,7 +491,7 @@ def _coarse_gradient(cfg: ml_collections.ConfigDict, way: str) -> bool:
 
     By default by neither: a target must not chase the prediction.
     """
-    return _one_of(cfg, "coarse_grad", COARSE_GRADIENTS) in (way, "both")
+    return one_of(cfg.model, "config.model", "coarse_grad", COARSE_GRADIENTS) in (way, "both")
 
 
 class MapLocNet(nn.Module):
@@ -506,9 +501,9 @@ class MapLocNet(nn.Module):
 
     def setup(self) -> None:
         m, dtype = self.cfg.model, jnp.dtype(self.cfg.dtype)
-        stages = HEADS[_one_of(self.cfg, "head", HEADS)]
-        _one_of(self.cfg, "pose_units", POSE_UNITS)
-        _one_of(self.cfg, "coarse_grad", COARSE_GRADIENTS)
+        stages = HEADS[one_of(self.cfg.model, "config.model", "head", HEADS)]
+        one_of(self.cfg.model, "config.model", "pose_units", POSE_UNITS)
+        one_of(self.cfg.model, "config.model", "coarse_grad", COARSE_GRADIENTS)
         if m.head != "fr" and (m.stage_skip or m.coarse_grad != "none"):
             raise ConfigError(
                 f"config.model.stage_skip and coarse_grad belong to head 'fr'; the head is {m.head!r}"
@@ -520,7 +515,7 @@ class MapLocNet(nn.Module):
         )
         self.bev_encoder = BevEncoder(tuple(m.bev_widths), tuple(m.bev_blocks), dtype=dtype)
         self.bev_decoder = BevDecoder(tuple(m.bev_decoder_widths), m.coarse_dim, fine_dim, dtype=dtype)
-        if _one_of(self.cfg, "osm_style", OSM_STYLES) == "orienternet":
+        if one_of(self.cfg.model, "config.model", "osm_style", OSM_STYLES) == "orienternet":
             self.map_embedding = MapEmbedding(m.osm_embedding, dtype=dtype)
         self.map_trunk = VGG16Trunk(m.map_depth, tuple(m.map_widths), dtype, m.map_padding)
         self.map_decoder = MapDecoder(
@@ -555,7 +550,7 @@ class MapLocNet(nn.Module):
         depth, context = self.image_neck(taps[f"reduction_{level}"], taps[f"reduction_{level + 1}"], train)
         lead = (batch, cameras)
         view = splat.View((height, width), tuple(m.depths), intrinsics, ego_T_camera, camera_mask)
-        pooled = splat.MODES[_one_of(self.cfg, "splat", splat.MODES)](
+        pooled = splat.MODES[one_of(self.cfg.model, "config.model", "splat", splat.MODES)](
             context.reshape(*lead, *context.shape[1:]),
             depth.reshape(*lead, *depth.shape[1:]),
             view,

@@ -10,7 +10,7 @@ Shapes: B pairs, T patches of the image (row by row), N points of a submap in Li
 them, D descriptor.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 from placerec_jax.data import image_augmentation, submaps
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import as_text
-from placerec_jax.errors import ConfigError
+from placerec_jax.errors import ConfigError, one_of
 from placerec_jax.methods import Encoder, Pretrained, run_encoders
 from placerec_jax.modules import saliency as saliency_module
 from placerec_jax.modules import torch_names_i2ploc as released
@@ -65,24 +65,17 @@ _LARGEST_SCALE = 100.0  # of a learned 1/τ, as in CLIP
 # --- Settings
 
 
-def _one_of(settings: ml_collections.ConfigDict, where: str, name: str, choices: Iterable[Any]) -> Any:
-    """`settings[name]`, which must be one of `choices`."""
-    if settings[name] not in choices:
-        raise ConfigError(f"{where}.{name} is {settings[name]!r}; expected one of {sorted(choices)}")
-    return settings[name]
-
-
 def check(cfg: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for settings of network and losses that do not exist or contradict each other."""
     m = cfg.model
-    _one_of(m.image, "config.model.image", "normalisation", NORMALISATIONS)
-    _one_of(m.saliency, "config.model.saliency", "source", saliency_module.SOURCES)
-    _one_of(m.saliency, "config.model.saliency", "squash", saliency_module.SQUASHES)
-    _one_of(m.saliency, "config.model.saliency", "reduce", saliency_module.REDUCTIONS)
-    _one_of(m.points, "config.model.points", "fps_start", pointset.STARTS)
-    _one_of(m.contrast, "config.model.contrast", "form", contrastive.FORMS)
+    one_of(m.image, "config.model.image", "normalisation", NORMALISATIONS)
+    one_of(m.saliency, "config.model.saliency", "source", saliency_module.SOURCES)
+    one_of(m.saliency, "config.model.saliency", "squash", saliency_module.SQUASHES)
+    one_of(m.saliency, "config.model.saliency", "reduce", saliency_module.REDUCTIONS)
+    one_of(m.points, "config.model.points", "fps_start", pointset.STARTS)
+    one_of(m.contrast, "config.model.contrast", "form", contrastive.FORMS)
     for branch in ("image_aggregator", "cloud_aggregator"):
-        _one_of(m, "config.model", branch, AGGREGATORS)
+        one_of(m, "config.model", branch, AGGREGATORS)
         if m[branch] == "cls" and m.discard_cls:
             raise ConfigError(f"config.model.{branch} is 'cls', which config.model.discard_cls takes away")
     if not 0 < m.saliency.keep <= 1:

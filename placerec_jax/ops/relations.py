@@ -87,5 +87,5 @@ def _of_unit_mean(distances: jax.Array) -> jax.Array:
 
     Not by the mean of what is above 0, as published: rounding would decide what that is.
     """
-    count = len(distances) * (len(distances) - 1)
+    count = max(len(distances) * (len(distances) - 1), 1)  # a single member is at no distance from any other
     return distances / jnp.maximum(jnp.sum(distances) / count, _LEAST_SQUARE)

@@ -88,6 +88,14 @@ def test_zero_for_two_places(name):
     np.testing.assert_allclose(LOSSES[name](unit(rng, 2, 6), unit(rng, 2, 6)), 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("relation", [relations.euclidean_relation, relations.hyperbolic_relation])
+def test_one_place_relates_to_nothing_and_is_no_nan(relation):
+    one = np.float32([[1.0, 0.0, 0.0]])
+    value, gradient = jax.value_and_grad(relation)(one, -one)
+    assert value == 0
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("name", ["euclidean", "angle"])
 def test_scale_does_not_count(name):
     rng = np.random.default_rng(3)
