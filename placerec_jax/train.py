@@ -3,7 +3,8 @@
     python -m placerec_jax.train --config=configs/maplocnet.py [--workdir=DIR] [--config.train.steps=100]
 
 Running the same command again goes on from the newest checkpoint in the working directory. Exit status 75:
-a signal stopped the run, which was saved.
+a signal stopped the run, which was saved. `--config.train.steps=0` saves what a run would start from, so that
+`evaluate` can score published weights as they are.
 """
 
 import importlib

@@ -50,7 +50,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
     every evaluation and each `checkpoint_every`. All follow an update, so a checkpoint of step k has seen
     batches 0..k-1 and goes on with batch k. SIGTERM and the first SIGINT save after the current step, without
     an evaluation that may be due (the run that goes on makes up for it), and return False; a second SIGINT
-    exits at once.
+    exits at once. Without any steps, what the run starts from (published weights, say) is scored and saved.
 
     Raises:
         NonFiniteError: names the first bad tensor of the first bad step, which is never saved.
@@ -61,6 +61,8 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, bool]:
     watch = _FiniteWatch(run)
     with StopSignal() as stop:
         if start and start % cfg.eval_every == 0 and not run.checkpointer.about(start).scores:
+            _save(run, state, start, run.evaluate(state), progress)
+        if not steps and not run.checkpointer.steps():
             _save(run, state, start, run.evaluate(state), progress)
         for done in range(start + 1, steps + 1):
             waiting = time.perf_counter()

@@ -161,6 +161,8 @@ def _chosen(cfg: ml_collections.ConfigDict, key: str, table: dict[str, Callable]
 
 def _cosine(cfg: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     """Linear warm-up, the share `hold` of the rest at the peak, then half a cosine."""
+    if not steps:
+        return optax.constant_schedule(0.0)  # nothing is trained
     if not 0 <= cfg.warmup_steps < steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps is {cfg.warmup_steps}; expected at least 0 and below "

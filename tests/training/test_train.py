@@ -221,6 +221,13 @@ def test_published_weights_begin_a_run_once_and_are_written_down(
     expected = {"file": weights.name, "sha256": digest, "library": "torchtoy", "arrays": 1}
     assert record == {"conv": expected}
 
+    untrained = ("--config.train.steps=0", "--config.mesh.fsdp=2", setting)
+    eight.run(tmp_path / "untrained", *untrained)
+    kept = tmp_path / "untrained" / "checkpoints" / "0"
+    np.testing.assert_array_equal(arrays(kept)["variables/params.conv.kernel"], kernel.transpose(2, 3, 1, 0))
+    assert "eval/error" in metrics(tmp_path / "untrained")[0]
+    assert "going on from step 0" in eight.run(tmp_path / "untrained", *untrained)
+
     weights.unlink()  # who goes on has the checkpoint
     said = eight.run(workdir, *still, setting)
     assert "going on from step 5" in said
