@@ -44,7 +44,11 @@ class PreparedFolder:
         return self._tables[name]
 
     def split(self, scheme: str, name: str) -> np.ndarray:
-        """(N,) int64 record numbers of the frames of a split, e.g. `split("official", "train")`."""
+        """(N,) int64 record numbers of the frames of a split, e.g. `split("official", "train")`.
+
+        Of several, joined as "database+test": the records that are in any of them, once each and ascending.
+        Arrays of a split keep their shape: a row a query, where others belong to it.
+        """
         path = self.root / "splits" / f"{scheme}.npz"
         if not path.is_file():
             schemes = sorted(p.stem for p in path.parent.glob("*.npz"))
@@ -59,9 +63,12 @@ class PreparedFolder:
                 f"{path}: expected arrays of record numbers, found {type(error).__name__}: {error}. "
                 "Copy it again or prepare the folder again."
             ) from error
-        if name not in arrays:
-            raise PreparedError(f"{path}: no split {name!r}; there are {sorted(arrays)}.")
-        return arrays[name].astype(np.int64)
+        parts = name.split("+")
+        missing = [part for part in parts if part not in arrays]
+        if missing:
+            raise PreparedError(f"{path}: no split {missing[0]!r}; there are {sorted(arrays)}.")
+        chosen = [arrays[part].astype(np.int64) for part in parts]
+        return chosen[0] if len(chosen) == 1 else np.unique(np.concatenate(chosen))
 
     def _open(self, name: str) -> RecordTable:
         tables = self.manifest["tables"]

@@ -29,6 +29,17 @@ def test_tables_and_splits(toy_root):
     assert len(folder.fingerprint) == 64
 
 
+def test_several_splits_together_hold_every_record_once(root):
+    path = root / "splits" / "official.npz"
+    np.savez(path, database=[7, 2, 4], query=[4, 1], pairs=[[4, 2], [1, 7]], nothing=np.zeros(0, np.int64))
+    folder = PreparedFolder(root)
+    np.testing.assert_array_equal(folder.split("official", "database+query"), [1, 2, 4, 7])
+    np.testing.assert_array_equal(folder.split("official", "nothing+query"), [1, 4])
+    np.testing.assert_array_equal(folder.split("official", "pairs"), [[4, 2], [1, 7]])
+    with pytest.raises(PreparedError, match=r"no split 'val'; there are \['database'"):
+        folder.split("official", "database+val")
+
+
 def test_survives_pickling(toy_root):
     folder = PreparedFolder(toy_root)
     folder.table("frames")
