@@ -123,6 +123,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
             "size": (512, 1024),  # multiples of the patch
             "variant": "vit_small",  # placerec_jax.modules.vit.VARIANTS
             "normalisation": "kitti360",  # or imagenet, half
+            "position_init": "normal",  # or sincos: where tokens are counts from the first step
         }
     )
     model.image_encoder_weights = ""  # timm's or transformers' file of the variant; empty: from scratch
@@ -138,6 +139,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
             "width": 384,
             "depth": 12,
             "heads": 3,
+            "position_std": 0.02,  # of the initial weights that embed the positions of groups
         }
     )
     model.saliency = ml_collections.ConfigDict(

@@ -32,7 +32,7 @@ from placerec_jax.modules import torch_names_vit
 from placerec_jax.modules.aggregation import AGGREGATORS, NORMALISED
 from placerec_jax.modules.point_tokenizer import PointTokenizer
 from placerec_jax.modules.point_transformer import PointTransformer
-from placerec_jax.modules.vit import EncodedTokens, ViT, patch_grid, variant_sizes
+from placerec_jax.modules.vit import POSITION_INITS, EncodedTokens, ViT, patch_grid, variant_sizes
 from placerec_jax.ops import contrastive, pointset, relations
 from placerec_jax.ops.point_steps import decode_points
 from placerec_jax.ops.unit_norm import unit_norm
@@ -69,6 +69,7 @@ def check(cfg: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for settings of network and losses that do not exist or contradict each other."""
     m = cfg.model
     one_of(m.image, "config.model.image", "normalisation", NORMALISATIONS)
+    one_of(m.image, "config.model.image", "position_init", POSITION_INITS)
     one_of(m.saliency, "config.model.saliency", "source", saliency_module.SOURCES)
     one_of(m.saliency, "config.model.saliency", "squash", saliency_module.SQUASHES)
     one_of(m.saliency, "config.model.saliency", "reduce", saliency_module.REDUCTIONS)
@@ -93,6 +94,7 @@ def check(cfg: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"config.model.points.heads is {p.heads}; expected a divisor of width ({p.width})")
     for name, value in (
         ("contrast.temperature", m.contrast.temperature),
+        ("points.position_std", p.position_std),
         ("relation.curvature", m.relation.curvature),
     ):
         if not value > 0:
@@ -288,10 +290,12 @@ class SaliencyI2PLoc(nn.Module):
     def setup(self) -> None:
         check(self.cfg)
         m, p, dtype = self.cfg.model, self.cfg.model.points, jnp.dtype(self.cfg.dtype)
-        self.image_encoder = ViT(m.image.variant, tuple(m.image.size), dtype, m.remat)
+        self.image_encoder = ViT(m.image.variant, tuple(m.image.size), dtype, m.remat, m.image.position_init)
         self.image_aggregator = AGGREGATORS[m.image_aggregator](m.descriptor_dim)
         self.point_tokenizer = PointTokenizer(p.width, tuple(p.widths), dtype, m.remat)
-        self.point_transformer = PointTransformer(p.width, p.depth, p.heads, dtype=dtype, remat=m.remat)
+        self.point_transformer = PointTransformer(
+            p.width, p.depth, p.heads, position_std=p.position_std, dtype=dtype, remat=m.remat
+        )
         self.cloud_aggregator = AGGREGATORS[m.cloud_aggregator](m.descriptor_dim)
         if m.contrast.learnable:
             start = nn.initializers.constant(-np.log(m.contrast.temperature))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from placerec_jax.modules.sharding import constrain_batch
-from placerec_jax.modules.vit import EncodedTokens, PreNormBlock, last_block_saliency, prepend, token_init
+from placerec_jax.modules.vit import EncodedTokens, PreNormBlock, last_block_saliency, prepend
 
 
 class PointTransformer(nn.Module):
@@ -22,14 +22,16 @@ class PointTransformer(nn.Module):
     depth: int = 12
     heads: int = 3
     position_width: int = 128
+    position_std: float = (
+        0.02  # of the initial weights of the embedding; larger: positions count from the start
+    )
     dtype: Any = jnp.float32
     remat: bool = False  # compute every block again in the backward pass
 
     def setup(self) -> None:
-        self.position1 = nn.Dense(
-            self.position_width, kernel_init=token_init, precision=jax.lax.Precision.HIGHEST
-        )
-        self.position2 = nn.Dense(self.width, kernel_init=token_init)
+        init = nn.initializers.normal(self.position_std)
+        self.position1 = nn.Dense(self.position_width, kernel_init=init, precision=jax.lax.Precision.HIGHEST)
+        self.position2 = nn.Dense(self.width, kernel_init=init)
         init = nn.initializers.normal(1e-6)
         self.cls_token = self.param("cls_token", init, (1, 1, self.width))
         self.cls_position = self.param("cls_position", init, (1, 1, self.width))

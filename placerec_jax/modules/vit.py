@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from placerec_jax.errors import ConfigError
@@ -40,6 +41,35 @@ VARIANTS = {
 
 # torch's trunc_normal_ cuts at ±2, a hundred standard deviations: a normal distribution.
 token_init = nn.initializers.normal(0.02)
+
+
+def normal_positions(rows: int, columns: int, width: int) -> nn.initializers.Initializer:
+    """Small random numbers, as published: where a token is must be learned."""
+    del rows, columns, width
+    return token_init
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> nn.initializers.Initializer:
+    """Sines and cosines, as large as the tokens: from scratch, positions are told apart from the first step.
+
+    A quarter of the channels each for the sine and the cosine of the row, at wavelengths from 2π to 20,000π
+    rows (Vaswani et al., arXiv 1706.03762), and of the column, at the harmonics of a circle: the left edge of
+    a panorama is next to its right one. CLS starts at zero.
+    """
+    quarter = width // 4
+    row_angle = np.arange(rows)[:, None] * 1e4 ** (-np.arange(quarter) / quarter)
+    harmonic = 1 + np.arange(quarter) % max(1, columns // 2)
+    column_angle = (np.arange(columns)[:, None] + 0.5) * harmonic * (2 * np.pi / columns)
+    by_row = np.concatenate([np.sin(row_angle), np.cos(row_angle)], axis=-1)
+    by_column = np.concatenate([np.sin(column_angle), np.cos(column_angle)], axis=-1)
+    table = np.zeros((1, 1 + rows * columns, width), np.float32)
+    table[0, 1:, : 2 * quarter] = np.repeat(by_row, columns, axis=0)
+    table[0, 1:, 2 * quarter : 4 * quarter] = np.tile(by_column, (rows, 1))
+    return lambda _, shape, dtype=jnp.float32: jnp.asarray(table, dtype)
+
+
+# How the table of positions begins, by `config.model.image.position_init`.
+POSITION_INITS = {"normal": normal_positions, "sincos": sincos_positions}
 
 
 class EncodedTokens(NamedTuple):
@@ -144,6 +174,7 @@ class ViT(nn.Module):
     image_size: tuple[int, int]
     dtype: Any = jnp.float32
     remat: bool = False  # compute every block again in the backward pass
+    position_init: str = "normal"  # of POSITION_INITS
 
     def setup(self) -> None:
         sizes = variant_sizes(self.variant)
@@ -158,7 +189,8 @@ class ViT(nn.Module):
         )
         width = sizes.width
         self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, width))
-        self.position = self.param("position", token_init, (1, 1 + rows * columns, width))
+        init = POSITION_INITS[self.position_init](rows, columns, width)
+        self.position = self.param("position", init, (1, 1 + rows * columns, width))
         if sizes.registers:
             init = nn.initializers.normal(1e-6)
             self.registers = self.param("registers", init, (1, sizes.registers, width))

@@ -197,6 +197,12 @@ def test_transformer_is_that_of_torch(remat, reference, groups, variables):
     np.testing.assert_allclose(found, from_torch.array(expected), atol=5e-5)
     # The last block's own attention of CLS, summed over heads.
     np.testing.assert_allclose(forward, from_torch.array(attention[:, :, 0].sum(dim=1)), atol=1e-5)
+    # The last block's projection of the finished tokens, at unit length; neither its norm nor positions.
+    unit = torch.nn.functional.normalize(expected, dim=-1)
+    qkv = reference.blocks.blocks[-1].attn.qkv(unit).unflatten(-1, (3, HEADS, WIDTH // HEADS))
+    query, key = torch.nn.functional.layer_norm(qkv[:, :, :2], (WIDTH // HEADS,)).unbind(2)
+    logits = torch.einsum("bhd,bthd->bht", query[:, 0], key) * (WIDTH // HEADS) ** -0.5
+    np.testing.assert_allclose(recomputed, from_torch.array(logits.softmax(-1).sum(1)), atol=1e-4)
     np.testing.assert_allclose(recomputed.sum(-1), HEADS, rtol=1e-6)
     assert np.abs(np.asarray(recomputed) - np.asarray(forward)).max() > 0.01
 
@@ -240,3 +246,16 @@ def test_gradients_are_finite_for_full_sparse_and_empty_clouds(points, variables
         return jax.value_and_grad(total, argnums=(0, 1))(tokenizer, transformer)
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(*variables[:2])))
+
+
+def test_spread_of_the_initial_embedding_of_positions():
+    """Ten times the weights in both layers, a hundred times the embedding but for the bend of GELU."""
+    centres = np.random.default_rng(0).normal(size=(1, 6, 3)).astype(np.float32)
+    args = np.zeros((1, 6, WIDTH), np.float32), centres, np.ones((1, 6), bool)
+    kernels = {}
+    for std in (0.02, 0.2):
+        network = PointTransformer(WIDTH, DEPTH, HEADS, position_std=std)
+        params = network.init(jax.random.key(0), *args)["params"]
+        kernels[std] = params["position1"]["kernel"], params["position2"]["kernel"]
+    for narrow, wide in zip(kernels[0.02], kernels[0.2], strict=True):
+        np.testing.assert_allclose(wide, 10 * narrow, rtol=1e-5)

@@ -181,6 +181,22 @@ def test_weights_of_another_architecture_are_listed(tmp_path):
     assert "params/blocks_0/qkv/kernel is [96, 288]" in str(error.value)
 
 
+def test_sincos_positions_tell_tokens_apart_and_close_the_circle():
+    rows, columns = 3, 8
+    network = ViT("vit_mini", (rows * 16, columns * 16), position_init="sincos")
+    table = network.init(jax.random.key(0), images(rows * 16, columns * 16))["params"]["position"][0]
+    np.testing.assert_array_equal(table[0], 0)  # CLS
+    grid = np.asarray(table[1:]).reshape(rows, columns, -1)
+    flat = grid.reshape(rows * columns, -1)
+    apart = np.linalg.norm(flat[:, None] - flat[None], axis=-1)
+    assert apart[~np.eye(len(flat), dtype=bool)].min() > 1
+
+    across_the_seam = np.linalg.norm(grid[0, 0] - grid[0, -1])
+    within = np.linalg.norm(np.diff(grid[0], axis=0), axis=-1)
+    np.testing.assert_allclose(across_the_seam, within, rtol=1e-5)
+    np.testing.assert_allclose(np.mean(flat**2), 0.5, rtol=1e-5)  # of a sine and a cosine, each
+
+
 def test_patches_must_fill_the_image():
     with pytest.raises(ConfigError, match=r"is 100 × 64; expected multiples of the patch, 16 .* 96 × 64"):
         ViT("vit_test", (100, 64)).init(jax.random.key(0), images(100, 64))
