@@ -94,6 +94,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     config.dtype = "bfloat16"
 
     data = config.data
+    data.image_kind = "pano"  # or that of `data_prep i2p --image`, as image_00
     data.train_split = "train_query"  # or train, with the frames between the queries, too
     data.workers = 16
     data.augmentation = ml_collections.ConfigDict(
@@ -241,7 +242,7 @@ def _kitti360(arg: str) -> ml_collections.ConfigDict:
 
 def _kitti360_persp(arg: str) -> ml_collections.ConfigDict:
     config = _kitti360(arg)
-    config.data.root = "data/kitti360/i2p_persp"
+    config.data.root, config.data.image_kind = "data/kitti360/i2p_persp", "image_00"
     config.model.image.size = (368, 1408)
     _rates(config, image=5e-5, points=5e-6, aggregators=1e-5, frozen_blocks=8)
     return config
@@ -250,7 +251,7 @@ def _kitti360_persp(arg: str) -> ml_collections.ConfigDict:
 def _kitti(arg: str) -> ml_collections.ConfigDict:
     """Contrast alone and no saliency, as the released config has it."""
     config = _kitti360(arg)
-    config.data.root = "data/kitti/i2p"
+    config.data.root, config.data.image_kind = "data/kitti/i2p", "image_2"
     config.data.train_split = "train"
     config.model.image.size = (368, 1232)
     config.model.saliency.enabled = False

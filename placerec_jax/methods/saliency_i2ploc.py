@@ -215,6 +215,12 @@ def check_data(cfg: ml_collections.ConfigDict, prepared: PreparedFolder) -> None
             f"{manifest.get('converter')!r}. Set config.data.root."
         )
     kind = manifest["image"]["kind"]
+    if kind != cfg.data.image_kind:
+        raise ConfigError(
+            f"{prepared.root}: its images are {kind!r}, config.data.image_kind is {cfg.data.image_kind!r}. "
+            f"Set config.data.root to a folder made with --image {cfg.data.image_kind}, or "
+            f"--config.data.image_kind={kind} with a config.model.image.size of such images."
+        )
     for name, off in (("turn", 0), ("sectors", 1)):
         if cfg.data.augmentation[name] > off and kind != PANORAMA:
             raise ConfigError(

@@ -202,6 +202,7 @@ def test_a_pair_alone_cannot_be_normalised(gradients: str):
 def test_presets_read_images_as_they_are_converted(preset: str, kind: str):
     """Sizes of the converter's default, in the folder that its documentation names."""
     cfg = configs.get_config(preset)
+    assert cfg.data.image_kind == kind
     assert tuple(cfg.model.image.size) == IMAGES[kind].size
     assert f"--out {cfg.data.root}\n" in DATASETS.read_text().replace(" --workers 16", "")
 

@@ -87,7 +87,9 @@ def test_folders_that_do_not_fit_are_refused(prepared, tmp_path):
 
     image = {**manifest["image"], "kind": "image_00"}
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "image": image}))
-    flat = {"data__augmentation__turn": 0.0, "data__augmentation__sectors": 1}
+    with pytest.raises(ConfigError, match=r"its images are 'image_00', config\.data\.image_kind is 'pano'"):
+        i2p.source(config(), PreparedFolder(tmp_path), "train", training=True)
+    flat = {"data__augmentation__turn": 0.0, "data__augmentation__sectors": 1, "data__image_kind": "image_00"}
     i2p.source(config(**flat), PreparedFolder(tmp_path), "train", training=True)
     for name, value in (("turn", 9.0), ("sectors", 2)):
         wanted = config(**(flat | {f"data__augmentation__{name}": value}))
