@@ -1,8 +1,14 @@
-"""NetVLAD (Arandjelović et al., CVPR 2016): one descriptor for a set of features of any size."""
+"""NetVLAD (Arandjelović et al., CVPR 2016): one descriptor for a set of features of any size.
+
+`NetVLAD` is the paper's own form; `LoupeNetVLAD` is that of Miech et al. (arXiv 1706.06905), which methods on
+range images use: centres apart from the assignment, a projection, a gate.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from placerec_jax.ops.unit_norm import unit_norm
 
 _TINY = 1e-12  # under the root: the norm of nothing, and its gradient, are finite
 
@@ -33,3 +39,38 @@ class NetVLAD(nn.Module):
         share = jax.nn.softmax(x @ kernel + bias, axis=-1) * mask[..., None]
         sums = jnp.einsum("bkc,bkd->bcd", share, x) - share.sum(axis=1)[..., None] * centres
         return l2_normalize(l2_normalize(sums).reshape(len(x), self.clusters * dim))
+
+
+class LoupeNetVLAD(nn.Module):
+    """(B, T, D) tokens, in any number and order → (B, width) float32 descriptor of unit length.
+
+    VLAD_k = Σ_t a_tk x_t − (Σ_t a_tk) c_k with a = softmax(xW + b); every cluster and then the whole at unit
+    length, one linear layer without bias to `width`, the gate x·σ(xG + g). No batch normalisation; see
+    `aggregation.SaliencyNetVLAD` for the form with it.
+    """
+
+    clusters: int = 64
+    width: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        dim = tokens.shape[-1]
+        init = nn.initializers.normal(dim**-0.5)
+        tokens = tokens.astype(self.dtype)
+        kernel = self.param("assignment", init, (dim, self.clusters))
+        bias = self.param("assignment_bias", init, (self.clusters,))
+        centres = self.param("centres", init, (dim, self.clusters))
+        logits = (tokens @ kernel.astype(self.dtype)).astype(jnp.float32) + bias
+        share = jax.nn.softmax(logits, axis=-1)
+        # Sums over a thousand tokens and differences of them: float32 whatever the network computes in.
+        sums = jnp.einsum(
+            "btk,btd->bdk", share.astype(self.dtype), tokens, preferred_element_type=jnp.float32
+        )
+        sums = sums - share.sum(axis=1)[:, None] * centres
+        flat = unit_norm(unit_norm(sums, axis=1).reshape(len(tokens), dim * self.clusters))
+        x = flat @ self.param("projection", init, (dim * self.clusters, self.width))
+        gate_init = nn.initializers.normal(self.width**-0.5)
+        gate = x @ self.param("gate", gate_init, (self.width, self.width))
+        gate = gate + self.param("gate_bias", gate_init, (self.width,))
+        return unit_norm(x * jax.nn.sigmoid(gate))

@@ -1,11 +1,13 @@
 """What torchvision and timm call the parameters of our backbones: for reading their published weights."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from placerec_jax.modules.efficientnet import STAGES
+from placerec_jax.modules.resnet import resnet_variant
 from placerec_jax.modules.vgg import CONVOLUTIONS, DEPTHS
 
 _COUNTERS = ("counters of torch's batch normalisation", r"\.num_batches_tracked$")
@@ -86,6 +88,29 @@ def vgg16_layouts(depth: str) -> tuple[TorchLayout, ...]:
     )
 
 
+def resnet_layouts(variant: str) -> tuple[TorchLayout, ...]:
+    """Layouts of `ResNetLevels` of a published `variant`; torchvision and timm agree on them."""
+    layers = {"stem/conv1": "conv1", "stem/bn1": "bn1"}
+    sizes = resnet_variant(variant)
+    inputs = sizes.stem
+    for stage, (width, blocks) in enumerate(zip(sizes.widths, sizes.blocks, strict=True), start=1):
+        for i in range(blocks):
+            ours, theirs = f"layer{stage}/block{i}", f"layer{stage}.{i}"
+            layers |= {f"{ours}/{name}": f"{theirs}.{name}" for name in ("conv1", "bn1", "conv2", "bn2")}
+            if i == 0 and (stage > 1 or inputs != width):
+                layers |= {f"{ours}/shortcut_conv": f"{theirs}.downsample.0"}
+                layers |= {f"{ours}/shortcut_bn": f"{theirs}.downsample.1"}
+        inputs = width
+    return (
+        TorchLayout(
+            f"torchvision or timm, {variant}",
+            _parameters(layers),
+            leftovers=(("the classifier", r"^fc\."), _COUNTERS),
+            note="computed on (x - 0.45) / 0.225 as SurroundDepth does, not with ImageNet's own statistics",
+        ),
+    )
+
+
 def _efficientnet_names(
     stem_conv: str, stem_bn: str, block: Callable[[int, int, bool], dict[str, str]]
 ) -> dict[str, str]:
@@ -149,13 +174,13 @@ def _parameters(layers: dict[str, str]) -> dict[str, str]:
     """Names of layers (ours, by whose ending their kind is known → theirs) to names of their arrays."""
     names = {}
     for ours, theirs in layers.items():
-        if ours.endswith("_bn"):
+        if re.search(r"bn\d?$", ours):
             names[f"params/{ours}/scale"] = f"{theirs}.weight"
             names[f"params/{ours}/bias"] = f"{theirs}.bias"
             names[f"batch_stats/{ours}/mean"] = f"{theirs}.running_mean"
             names[f"batch_stats/{ours}/var"] = f"{theirs}.running_var"
         else:
             names[f"params/{ours}/kernel"] = f"{theirs}.weight"
-            if not ours.endswith("_conv"):  # convolutions before a normalisation have no bias
+            if not re.search(r"(_|/)conv\d?$", ours):  # convolutions before a normalisation have no bias
                 names[f"params/{ours}/bias"] = f"{theirs}.bias"
     return names

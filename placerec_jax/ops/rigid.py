@@ -64,6 +64,21 @@ def quaternion_to_matrix(wxyz: Array) -> Array:
     return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+def axis_angle_to_matrix(vector: Array) -> Array:
+    """(..., 3) rotation vectors (axis times angle, rad) → (..., 3, 3), differentiable at 0, too."""
+    xp = _namespace(vector)
+    squared = (vector * vector).sum(axis=-1)[..., None, None]
+    small = squared < 1e-6
+    angle = xp.sqrt(xp.where(small, 1.0, squared))
+    sine = xp.where(small, 1 - squared / 6, xp.sin(angle) / angle)  # sin θ / θ
+    versed = xp.where(small, 0.5 - squared / 24, (1 - xp.cos(angle)) / angle**2)
+    x, y, z = (vector[..., i] for i in range(3))
+    zero = xp.zeros_like(x)
+    rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
+    cross = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
+    return xp.eye(3, dtype=vector.dtype) + sine * cross + versed * _product(xp, cross, cross)
+
+
 def rigid_matrix(rotation: Array, translation: Array) -> Array:
     """(..., 3, 3) rotation and (..., 3) translation → (..., 4, 4) homogeneous transform."""
     xp = _namespace(rotation, translation)
