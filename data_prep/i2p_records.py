@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep import panorama, sequence_maps
-from data_prep.images import JPEG_QUALITY, read_png
+from data_prep.images import encoded, read_png
 from data_prep.raw.kitti360_cameras import FISHEYES, PERSPECTIVES, read_fisheye
 from data_prep.raw.scan_files import POINT_BYTES, png_size
 from data_prep.raw.scans import Scan
@@ -121,12 +121,6 @@ def count_points(pairs: Sequence[PairInput], settings: SubmapSettings) -> np.nda
         return len(submap_points(pair, settings))
 
     return np.array([points_of(pair) for pair in pairs], np.int64)
-
-
-def encoded(rgb: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 RGB → JPEG."""
-    _, content = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return content.tobytes()
 
 
 def _perspective(files: tuple[Path, ...], settings: ImageSettings) -> np.ndarray:

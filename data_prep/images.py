@@ -25,13 +25,28 @@ def stored_image(camera: Camera, image_width: int) -> tuple[bytes, np.ndarray]:
     Raises InputError for a damaged image, and for one that is not of the size that its calibration is for.
     """
     content, before, after = reduced_image(camera.path, image_width)
-    if before != (camera.width, camera.height):
-        raise InputError(
-            f"{camera.path}: expected {camera.width} x {camera.height} pixels, which its calibration is for; "
-            f"found {before[0]} x {before[1]}. Unpack the image and the calibration from one release."
-        )
+    _check_size(camera, before)
     factors = np.array([[after[0] / before[0]], [after[1] / before[1]], [1.0]])
     return content, factors * camera.intrinsics
+
+
+def fitted_image(camera: Camera, size: tuple[int, int]) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """The image shrunk or stretched to `size` (height, width), each axis by its own factor.
+
+    Returns the JPEG to store, its pixels (H, W, 3) uint8 RGB, and its (3, 3) intrinsics; raises InputError as
+    `stored_image` does. A file of that size keeps its bytes.
+    """
+    content, pixels = _read_jpeg(camera.path)
+    _check_size(camera, pixels.shape[1::-1])
+    height, width = size
+    intrinsics = np.array([[width / camera.width], [height / camera.height], [1.0]]) * camera.intrinsics
+    if pixels.shape[:2] != (height, width):
+        smaller = height * width < pixels.shape[0] * pixels.shape[1]
+        pixels = cv2.resize(
+            pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+        )
+        content = encoded(pixels[..., ::-1])
+    return content, pixels[..., ::-1], intrinsics
 
 
 def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
@@ -39,6 +54,26 @@ def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int],
 
     A file that is no wider keeps its bytes.
     """
+    content, pixels = _read_jpeg(path)
+    height, width = pixels.shape[:2]
+    if width <= image_width:
+        return content, (width, height), (width, height)
+    size = (image_width, max(1, round(height * image_width / width)))
+    reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return encoded(reduced[..., ::-1]), (width, height), size
+
+
+def _check_size(camera: Camera, found: tuple[int, ...]) -> None:
+    """InputError for an image whose (width, height) is not what its calibration is for."""
+    if tuple(found) != (camera.width, camera.height):
+        raise InputError(
+            f"{camera.path}: expected {camera.width} x {camera.height} pixels, which its calibration is for; "
+            f"found {found[0]} x {found[1]}. Unpack the image and the calibration from one release."
+        )
+
+
+def _read_jpeg(path: Path) -> tuple[bytes, np.ndarray]:
+    """A whole JPEG's bytes and its (H, W, 3) pixels, BGR; InputError for anything else."""
     content = path.read_bytes()
     pixels = None
     if content.startswith(_JPEG_START) and _ends_whole(content):
@@ -50,13 +85,13 @@ def reduced_image(path: Path, image_width: int) -> tuple[bytes, tuple[int, int],
             f"{path}: expected a whole JPEG image, found {len(content)} bytes that are none: the file is "
             "truncated or damaged. Unpack it again."
         )
-    height, width = pixels.shape[:2]
-    if width <= image_width:
-        return content, (width, height), (width, height)
-    size = (image_width, max(1, round(height * image_width / width)))
-    reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", reduced, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return encoded.tobytes(), (width, height), size
+    return content, pixels
+
+
+def encoded(rgb: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB → JPEG."""
+    _, content = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return content.tobytes()
 
 
 def read_png(path: Path, flags: int) -> np.ndarray:

@@ -79,7 +79,13 @@ def plan_logs(world: World, size: CitySize, seed: int, taken: dict[str, int]) ->
         rng = location_rng(seed, world.location, 1, len(district))
         names = official_scenes(district)
         before = len(logs)
-        for planned in _routes(world.graph, district, plan.keyframes, size.scene_keyframes, rng):
+        if size.repeats:
+            drives = _repeated_routes(
+                world.graph, district, plan.keyframes, size.scene_keyframes, size.repeats, rng
+            )
+        else:
+            drives = _routes(world.graph, district, plan.keyframes, size.scene_keyframes, rng)
+        for planned in drives:
             number = len(logs)
             keyframes = planned.keyframes
             original = None if planned.original is None else logs[before + planned.original]
@@ -154,14 +160,56 @@ def _routes(
             choice = max(fitting, key=lambda i: _two_lane_share(graph, originals[i].route))
         else:
             choice = fitting[int(rng.integers(len(fitting)))]
-        route = originals[choice].route
-        if kind == "opposite":
-            route = _driven_part(graph, originals[choice])[::-1]
-        if len(route) < 2 or _length(graph, route) < _needed(frames):
-            longer = _walk(graph, district, _needed(frames) + 30, visits, route[-2:], rng)
-            route = route + longer[1:]
+        route = _revisit(graph, district, originals[choice], kind, frames, visits, rng)
         planned.append(_Planned(kind, choice, route, frames))
     return planned
+
+
+def _repeated_routes(
+    graph: StreetGraph,
+    district: str,
+    keyframes: int,
+    scene_keyframes: int,
+    repeats: Sequence[str],
+    rng: np.random.Generator,
+) -> list[_Planned]:
+    """Split a district's keyframes into drives of one scene, each of them driven again in every way."""
+    ways = 1 + len(repeats)
+    groups = max(1, round(keyframes / scene_keyframes / ways))
+    frames = [keyframes // (groups * ways) + (i < keyframes % (groups * ways)) for i in range(groups * ways)]
+    visits = np.zeros(len(graph.streets), np.int64)
+    position = None
+    planned: list[_Planned] = []
+    for group in range(groups):
+        route = _walk(graph, district, _needed(frames[group]) + 30, visits, position, rng)
+        planned.append(_Planned("first", None, route, frames[group]))
+        # The next drive begins where this one ends: its route is longer than what is driven.
+        position = _driven_part(graph, planned[-1])[-2:]
+    for turn, kind in enumerate(repeats, 1):
+        for group in range(groups):
+            own = frames[turn * groups + group]
+            route = _revisit(graph, district, planned[group], kind, own, visits, rng)
+            planned.append(_Planned(kind, group, route, own))
+    return planned
+
+
+def _revisit(
+    graph: StreetGraph,
+    district: str,
+    original: _Planned,
+    kind: str,
+    frames: int,
+    visits: np.ndarray,
+    rng: np.random.Generator,
+) -> list[int]:
+    """The nodes of a drive of `frames` that visits the places of another one again; `visits` is moved on."""
+    route = original.route
+    if kind == "opposite":
+        route = _driven_part(graph, original)[::-1]
+    if len(route) < 2 or _length(graph, route) < _needed(frames):
+        longer = _walk(graph, district, _needed(frames) + 30, visits, route[-2:], rng)
+        route = route + longer[1:]
+    return route
 
 
 def _driven_part(graph: StreetGraph, drive: _Planned) -> list[int]:

@@ -38,6 +38,7 @@ machine; the others follow from their pixels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from data_prep import geodesy
 
@@ -70,6 +71,17 @@ class CitySize:
     lidar_azimuths: int  # per turn, times 32 beams
     scene_keyframes: int  # per scene, at 2 Hz
     fisheye_side: int = field(default=0, kw_only=True)  # pixels of the square images of fisheyes, if any
+    repeats: ClassVar[tuple[str, ...]] = ()  # see RepeatedSize
+
+
+@dataclass(frozen=True)
+class RepeatedSize(CitySize):
+    """As CitySize, of towns in which every drive is one scene and is driven again on other dates.
+
+    `repeats`, of drives.REVISITS, says in which ways: each of them once for every first drive.
+    """
+
+    repeats: tuple[str, ...]  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,19 @@ SIZES: dict[str, CitySize] = {
         image_size=(192, 108),
         lidar_azimuths=240,
         scene_keyframes=40,
+    ),
+    "revisited": RepeatedSize(
+        locations=("boston-seaport", "singapore-onenorth"),
+        districts={
+            "train": DistrictSize((340.0, 300.0), 800),
+            "val": DistrictSize((150.0, 130.0), 80),
+            "test": DistrictSize((240.0, 210.0), 320),
+        },
+        block_area=6500.0,
+        image_size=(160, 90),
+        lidar_azimuths=360,
+        scene_keyframes=40,
+        repeats=("opposite", "lane", "same"),
     ),
     "medium": CitySize(
         locations=_ALL_TOWNS,

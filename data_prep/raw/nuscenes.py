@@ -61,6 +61,16 @@ def find_version(root: Path, version: str | None) -> str:
     return there[0]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """A scene's keyframes, one after another as the samples name the next. A camera may lack in a frame."""
+
+    name: str
+    location: str
+    date_captured: str  # as its log says it
+    frames: tuple[Frame, ...]
+
+
 def read_frames(root: Path, version: str) -> list[Frame]:
     """All keyframes of one version, ordered by scene name, then time.
 
@@ -68,19 +78,8 @@ def read_frames(root: Path, version: str) -> list[Frame]:
     that are not of unit length, unknown locations and keyframes that lack a sensor. Does not look at images
     and sweeps: see `check_files`.
     """
-    table = {name: root / version / f"{name}.json" for name in TABLES}
-    missing = [f"{name}.json" for name, path in table.items() if not path.is_file()]
-    if missing:
-        raise InputError(
-            f"{root / version}: expected the tables {', '.join(f'{name}.json' for name in TABLES)}; missing: "
-            f"{', '.join(missing)}. Unpack the version's metadata archive again."
-        )
-
-    channel_of_sensor = {
-        _token(table["sensor"], r): _field(table["sensor"], r, "channel", str)
-        for r in read_records(table["sensor"])
-    }
-    calibrations = _read_calibrations(table, channel_of_sensor)
+    table = _tables(root, version)
+    calibrations = _read_calibrations(table)
     location_of_log = {
         _token(table["log"], r): _field(table["log"], r, "location", str) for r in read_records(table["log"])
     }
@@ -110,6 +109,91 @@ def read_frames(root: Path, version: str) -> list[Frame]:
     return sorted(frames, key=lambda frame: (frame.scene, frame.timestamp, frame.token))
 
 
+def read_scenes(root: Path, version: str) -> list[Scene]:
+    """All scenes in the order of scene.json, their keyframes along the `next` of the samples.
+
+    Locations may be any. A keyframe may lack cameras, which are then absent from the frame; it may not lack
+    the LiDAR. Otherwise raises InputError as `read_frames` does, and for samples that do not follow each
+    other through a whole scene.
+    """
+    table = _tables(root, version)
+    calibrations = _read_calibrations(table)
+    logs = {
+        _token(table["log"], r): tuple(
+            _field(table["log"], r, field, str) for field in ("location", "date_captured")
+        )
+        for r in read_records(table["log"])
+    }
+    scenes = {_token(table["scene"], r): r for r in read_records(table["scene"])}
+    samples = {_token(table["sample"], r): r for r in read_records(table["sample"])}
+    if not scenes or not samples:
+        empty = "sample" if scenes else "scene"
+        raise InputError(
+            f"{table[empty]}: expected at least one {empty}, found none. Unpack the metadata archive again."
+        )
+    keyframes = _read_keyframes(table, samples, calibrations)
+    poses = _read_ego_poses(table, keyframes)
+    result = []
+    for token, record in scenes.items():
+        location, date = _resolve(table, "scene", record, "log_token", "log", logs)
+        name = _field(table["scene"], record, "name", str)
+        frames = [
+            _make_frame(
+                root,
+                sample["token"],
+                _field(table["sample"], sample, "timestamp", int),
+                (name, location),
+                keyframes.get(sample["token"], {}),
+                poses,
+                table,
+                required=(LIDAR,),
+            )
+            for sample in _samples_of_scene(table, token, record, samples)
+        ]
+        result.append(Scene(name, location, date, tuple(frames)))
+    return result
+
+
+def _samples_of_scene(
+    table: dict[str, Path], token: str, scene: dict[str, Any], samples: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The records of a scene's samples from the first to the last; InputError where the chain is broken."""
+    expected = _field(table["scene"], scene, "nbr_samples", int)
+    record = _resolve(table, "scene", scene, "first_sample_token", "sample", samples)
+    seen: set[str] = set()
+    while True:
+        if _field(table["sample"], record, "scene_token", str) != token or record["token"] in seen:
+            raise InputError(
+                f"{table['sample']}: record {record['token']!r}: expected the next sample of scene "
+                f"{_name(scene)}, found one "
+                + ("met before" if record["token"] in seen else "of another scene")
+                + ". Unpack the metadata archive again."
+            )
+        seen.add(record["token"])
+        yield record
+        following = _field(table["sample"], record, "next", str)
+        if not following:
+            break
+        record = _lookup(table["sample"], record, "next", following, "sample.json", samples)
+    if len(seen) != expected:
+        raise InputError(
+            f"{table['scene']}: record {_name(scene)}: field 'nbr_samples' is {expected}, found {len(seen)} "
+            "samples one after another. Unpack the metadata archive again."
+        )
+
+
+def _tables(root: Path, version: str) -> dict[str, Path]:
+    """Name → file of every table; InputError that lists all that are not there."""
+    table = {name: root / version / f"{name}.json" for name in TABLES}
+    missing = [f"{name}.json" for name, path in table.items() if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{root / version}: expected the tables {', '.join(f'{name}.json' for name in TABLES)}; missing: "
+            f"{', '.join(missing)}. Unpack the version's metadata archive again."
+        )
+    return table
+
+
 def check_files(frames: Sequence[Frame]) -> int:
     """Total bytes of the images and sweeps of `frames`; InputError where one is missing, empty or truncated.
 
@@ -117,27 +201,46 @@ def check_files(frames: Sequence[Frame]) -> int:
     converted.
     """
     total = 0
+    for _, _, path, size, problem in _files(frames):
+        if problem:
+            raise InputError(f"{path}: {problem}")
+        total += size
+    return total
+
+
+def bad_files(frames: Sequence[Frame]) -> list[tuple[Frame, str, str]]:
+    """All files that `check_files` would refuse: their frame, channel, and path with what is wrong."""
+    return [
+        (frame, channel, f"{path}: {problem}")
+        for frame, channel, path, _, problem in _files(frames)
+        if problem
+    ]
+
+
+def _files(frames: Sequence[Frame]) -> Iterator[tuple[Frame, str, Path, int, str]]:
+    """Every file: its frame, channel, path, size, and what is wrong with it, "" for nothing."""
     for frame in tqdm(frames, desc="looking for files", unit="frame", delay=1, leave=False):
         for channel, path in [*((c.channel, c.path) for c in frame.cameras), (LIDAR, frame.lidar.path)]:
+            problem, size = "", 0
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                raise InputError(
-                    f"{path}: expected the {channel} file of sample {frame.token} ({frame.scene}), found no "
-                    "file. Unpack the archive that holds it into the root."
-                ) from None
-            if size == 0:
-                raise InputError(
-                    f"{path}: expected the {channel} file of sample {frame.token}, found 0 bytes. Unpack it "
-                    "again."
+                problem = (
+                    f"expected the {channel} file of sample {frame.token} ({frame.scene}), found no file. "
+                    "Unpack the archive that holds it into the root."
                 )
-            if channel == LIDAR and size % LIDAR_POINT_BYTES:
-                raise InputError(
-                    f"{path}: expected whole points of {LIDAR_POINT_BYTES} bytes, found {size} bytes "
-                    f"({size % LIDAR_POINT_BYTES} left over): the file is truncated. Unpack it again."
-                )
-            total += size
-    return total
+            else:
+                if size == 0:
+                    problem = (
+                        f"expected the {channel} file of sample {frame.token}, found 0 bytes. Unpack it "
+                        "again."
+                    )
+                elif channel == LIDAR and size % LIDAR_POINT_BYTES:
+                    problem = (
+                        f"expected whole points of {LIDAR_POINT_BYTES} bytes, found {size} bytes "
+                        f"({size % LIDAR_POINT_BYTES} left over): the file is truncated. Unpack it again."
+                    )
+            yield frame, channel, path, size, problem
 
 
 def read_sweep(path: Path) -> np.ndarray:
@@ -289,8 +392,12 @@ class _SampleData:
     ego_pose_token: str
 
 
-def _read_calibrations(table: dict[str, Path], channel_of_sensor: dict[str, str]) -> dict[str, _Calibration]:
+def _read_calibrations(table: dict[str, Path]) -> dict[str, _Calibration]:
     path = table["calibrated_sensor"]
+    channel_of_sensor = {
+        _token(table["sensor"], r): _field(table["sensor"], r, "channel", str)
+        for r in read_records(table["sensor"])
+    }
     result = {}
     for record in read_records(path):
         channel = _resolve(table, "calibrated_sensor", record, "sensor_token", "sensor", channel_of_sensor)
@@ -360,16 +467,17 @@ def _make_frame(
     of_sample: dict[str, _SampleData],
     poses: dict[str, np.ndarray],
     table: dict[str, Path],
+    required: Sequence[str] = (*CAMERAS, LIDAR),
 ) -> Frame:
-    missing = [channel for channel in (*CAMERAS, LIDAR) if channel not in of_sample]
+    missing = [channel for channel in required if channel not in of_sample]
     if missing:
         raise InputError(
             f"{table['sample_data']}: sample {token} ({scene[0]}): expected a keyframe of each of "
-            f"{', '.join((*CAMERAS, LIDAR))}; missing: {', '.join(missing)}. Unpack the metadata archive "
+            f"{', '.join(required)}; missing: {', '.join(missing)}. Unpack the metadata archive "
             "again."
         )
     cameras = []
-    for channel in CAMERAS:
+    for channel in (channel for channel in CAMERAS if channel in of_sample):
         data = of_sample[channel]
         if data.width <= 0 or data.height <= 0:
             raise InputError(
