@@ -99,6 +99,11 @@ def check(cfg: ml_collections.ConfigDict) -> None:
     ):
         if not value > 0:
             raise ConfigError(f"config.model.{name} is {value}; expected more than 0")
+    if m.contrast.learnable and m.contrast.temperature < 1 / _LARGEST_SCALE:
+        raise ConfigError(
+            f"config.model.contrast.temperature is {m.contrast.temperature}; one that is learned stays at "
+            f"{1 / _LARGEST_SCALE:g} or above: begin there, or set config.model.contrast.learnable=False"
+        )
     unknown = sorted(set(cfg.loss) ^ set(LOSSES))
     if unknown:
         raise ConfigError(f"config.loss has the terms {sorted(cfg.loss)}; expected {sorted(LOSSES)}")

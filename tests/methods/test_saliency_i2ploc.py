@@ -163,6 +163,12 @@ def test_every_aggregator_is_built(name: str):
         ({"model__points__heads": 3}, r"points\.heads is 3; expected a divisor of width \(16\)"),
         ({"model__contrast__form": "x"}, r"contrast\.form is 'x'"),
         ({"model__contrast__temperature": 0.0}, r"contrast\.temperature is 0\.0; expected more than 0"),
+        (
+            {"model__contrast__temperature": 0.005, "model__contrast__learnable": True},
+            r"temperature is 0\.005; one that is learned stays at 0\.01 or above",
+        ),
+        ({"model__image__position_init": "x"}, r"position_init is 'x'"),
+        ({"model__points__position_std": 0.0}, r"position_std is 0\.0; expected more than 0"),
         ({"model__relation__curvature": 0.0}, r"relation\.curvature is 0\.0"),
         ({"model__image_aggregator": "x"}, r"image_aggregator is 'x'"),
         ({"model__cloud_aggregator": "cls", "model__discard_cls": True}, r"cloud_aggregator is 'cls', which"),
