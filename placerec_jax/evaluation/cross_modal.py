@@ -23,8 +23,7 @@ import numpy as np
 from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError, UserError
-from placerec_jax.evaluation import retrieval
-from placerec_jax.evaluation.inference import spread
+from placerec_jax.evaluation import retrieval, targets
 from placerec_jax.evaluation.retrieval import Answers, Task
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def answers_of(
             answers[task.database],
             depth=depth,
             kept=SHOWN,
-            without_own=searches_itself(direction),
+            barred=task.own_frames() if searches_itself(direction) else None,
         )
     return found
 
@@ -228,8 +227,14 @@ def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dic
             part["database"] = sum(scores["databases"].values()) if name == ALL else scores["databases"][name]
         scores["directions"][direction] = parts
     if cfg.eval.get("target"):
-        scores["target"] = judge(
-            cfg.eval.target, int(cfg.eval.get("min_queries", 1)), int(cfg.eval.get("min_database", 1)), scores
+        scores["target"] = targets.judge(
+            cfg.eval.target,
+            summarize(scores),
+            reference_figure,
+            scores["queries"],
+            scores["databases"],
+            int(cfg.eval.get("min_queries", 1)),
+            int(cfg.eval.get("min_database", 1)),
         )
     return scores
 
@@ -296,70 +301,9 @@ def ablation_sizes(scores: Mapping[str, Any]) -> dict[str, int]:
     return {"queries": first["queries"], "without a right submap": first["without_positive"]}
 
 
-def judge(
-    target: Mapping[str, Any], min_queries: int, min_database: int, scores: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Compares figures of `summarize` with multiples of chance and with fixed bounds.
-
-    `target` is {"times_chance": {figure: factor}, "at_least": {figure: share}}. Fewer than `min_queries`
-    queries fail, and so does a sequence whose database has fewer than `min_database` entries.
-    """
-    flat = summarize(scores)
-    known = [name for name in flat if "recall_at" in name and not name.startswith("chance_")]
-    bounds: list[tuple[str, float, str]] = []
-    for figure, factor in dict(target.get("times_chance", {})).items():
-        chance = flat.get(reference_figure(figure, "chance"), 0.0)
-        bounds.append((figure, float(factor) * chance, f"{factor:g} x {chance:.4f} of chance ="))
-    bounds += [(figure, float(share), "") for figure, share in dict(target.get("at_least", {})).items()]
-    for figure, *_ in bounds:
-        if figure not in known:
-            raise ConfigError(f"config.eval.target: there is no figure {figure!r}; expected one of {known}")
-    if not bounds:
-        raise ConfigError(
-            f"config.eval.target: expected times_chance or at_least, found {sorted(target)} with nothing to "
-            "check"
-        )
-    checks = [
-        {
-            "figure": figure,
-            "ours": flat[figure],
-            "bound": bound,
-            "words": words,
-            "passed": flat[figure] >= bound,
-        }
-        for figure, bound, words in bounds
-    ]
-    smallest = min(scores["databases"].values())
-    enough = scores["queries"] >= min_queries and smallest >= min_database
-    return {
-        "checks": checks,
-        "queries": scores["queries"],
-        "min_queries": min_queries,
-        "smallest_database": smallest,
-        "min_database": min_database,
-        "enough": enough,
-        "passed": enough and all(check["passed"] for check in checks),
-    }
-
-
 def verdict(scores: Mapping[str, Any]) -> list[str]:
     """The target's outcome in words, one line a check; empty when the config sets no target."""
-    if "target" not in scores:
-        return []
-    target = scores["target"]
-    lines = [f"{'PASS' if target['passed'] else 'FAIL'}: recall against chance and bounds"]
-    for check in target["checks"]:
-        words = f"{check['words']} {check['bound']:.4f}".strip()
-        outcome = "met" if check["passed"] else "missed"
-        lines.append(f"{check['figure']} {check['ours']:.4f}, at least {words}: {outcome}")
-    for what, found, least in (
-        ("queries", target["queries"], target["min_queries"]),
-        ("entries in the smallest database", target["smallest_database"], target["min_database"]),
-    ):
-        lines.append(
-            f"{found} {what}, {'at least' if found >= least else 'fewer than'} the {least} asked for"
-        )
-    return lines
+    return targets.verdict(scores.get("target"))
 
 
 # --- Hooks of the commands ----------------------------------------------------------------------------------
@@ -369,36 +313,13 @@ def second_stage(
     method: ModuleType, cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Adds what the queries retrieved in the first direction, for the map, the pictures and the table of
-    queries.
-
-    `retrieved/asked` (N,) bool, `retrieved/rank` (N,), `retrieved/right`, `retrieved/gallery` (N,), and of
-    the `SHOWN` nearest `retrieved/candidate` (N, S) row numbers, −1 for none, `retrieved/distance` (N, S) of
-    descriptors and `retrieved/apart` (N, S) metres.
-    """
+    queries: see `retrieval.rows_of`."""
     del method
     rule = rule_of(cfg)
     check_rows(rule, rows)
     tasks = tasks_of(rule, rows)
-    count = len(rows["is_query"])
-    found = {
-        "asked": np.zeros(count, bool),
-        "rank": np.full(count, retrieval.NEVER, np.int64),
-        "right": np.zeros(count, np.int64),
-        "gallery": np.zeros(count, np.int64),
-        "candidate": np.full((count, SHOWN), -1),
-        "distance": np.full((count, SHOWN), np.inf, np.float32),
-        "apart": np.full((count, SHOWN), np.inf),
-    }
-    for name, answers in answers_of(rule, rows, tasks, rule.directions[0]).items():
-        task = tasks[name]
-        found["asked"][task.query] = True
-        for key in ("rank", "right", "gallery", "distance"):
-            found[key][task.query] = getattr(answers, key)
-        found["apart"][task.query] = task.apart(answers.candidate)
-        if len(task.database):
-            rows_of = task.database[np.maximum(answers.candidate, 0)]
-            found["candidate"][task.query] = np.where(answers.candidate >= 0, rows_of, -1)
-    return {**rows, **{f"retrieved/{key}": values for key, values in found.items()}}
+    answers = answers_of(rule, rows, tasks, rule.directions[0])
+    return {**rows, **retrieval.rows_of(tasks, answers, len(rows["is_query"]))}
 
 
 def watched(
@@ -407,17 +328,10 @@ def watched(
     """(≤ limit,) ascending numbers of the examples of a split that training's evaluation looks at, and what
     `annotate` knows of them.
 
-    Of a split larger than `limit` a quarter are queries and the rest database, each evenly spread, so that a
-    place keeps right entries although the gallery is thinner: its recall compares checkpoints, and is not the
-    report's.
+    See `retrieval.thinned` for which.
     """
     known = annotate(prepared, {"index": prepared.split(cfg.data.scheme, split)})
-    examples = np.arange(len(known["index"]))
-    if limit is not None and limit < len(examples):
-        queries, others = np.flatnonzero(known["is_query"]), np.flatnonzero(~known["is_query"])
-        asked = min(len(queries), max(limit // 4, limit - len(others)))
-        chosen = [queries[spread(len(queries), asked)], others[spread(len(others), limit - asked)]]
-        examples = np.sort(np.concatenate(chosen))
+    examples = retrieval.thinned(known["is_query"], limit)
     return examples, {name: values[examples] for name, values in known.items() if name != "index"}
 
 

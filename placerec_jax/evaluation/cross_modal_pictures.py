@@ -1,38 +1,25 @@
-"""Pictures of cross-modal retrieval: recall curves, a drive with its queries, a query with what it retrieved.
+"""Pictures of a query of cross-modal retrieval with what it retrieved.
 
 Everything is drawn on `matplotlib.figure.Figure` objects, so no global backend or style is touched. Submaps
-are seen from above, forward up and left on the left; drives lie in the map of their sequence. Saliency is
-drawn from its smallest to its largest value in a picture, for display only.
+are seen from above, forward up and left on the left. Saliency is drawn from its smallest to its largest value
+in a picture, for display only.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from placerec_jax.evaluation.pose_pictures import STYLE, ego_to_picture, encode
+from placerec_jax.evaluation.retrieval_pictures import RIGHT, WRONG
 
-# Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
-RIGHT, NEARLY, WRONG, HOPELESS, DRIVE = "#009E73", "#E69F00", "#D55E00", "#5b6675", "#c3cad3"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SALIENCY = "inferno"
 POINTS = "#20262f"  # behind points, so that the bright ones stand out
 LEAST_RADIUS = 5.0  # metres that a submap's panel shows at least
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """R@1, R@2, ... of one line of a recall picture, beside those of chance."""
-
-    name: str
-    recall: Sequence[float]
-    chance: Sequence[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,79 +44,6 @@ class Retrieval:
     image: np.ndarray
     saliency: np.ndarray | None
     submaps: Sequence[Submap]
-
-
-def recall_curves(panels: Mapping[str, Sequence[Curve]]) -> bytes:
-    """{title: curves} → PNG: recall against the number of retrieved entries, chance dotted in the same
-    colour."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.6 * len(panels), 4.2), layout="constrained")
-        for axes, (title, curves) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-        ):
-            for number, curve in enumerate(curves):
-                color = COLORS[number % len(COLORS)]
-                k = np.arange(1, len(curve.recall) + 1)
-                axes.plot(k, 100 * np.asarray(curve.recall), "-o", color=color, ms=3, label=curve.name)
-                axes.plot(k, 100 * np.asarray(curve.chance), ":", color=color, lw=1.4)
-            entries, _ = axes.get_legend_handles_labels()
-            entries.append(Line2D([], [], color="#5b6675", ls=":", label="chance"))
-            axes.legend(handles=entries, loc="lower right", fontsize=8, frameon=True, framealpha=0.85)
-            axes.set(title=title, xlabel="retrieved entries K", ylabel="R@K, %", ylim=(0, 103))
-            axes.set_xlim(0.5, len(curves[0].recall) + 0.5)
-        return encode(figure)
-
-
-def drive_map(
-    database_xy: np.ndarray,
-    query_xy: np.ndarray,
-    candidate_xy: np.ndarray,
-    rank: np.ndarray,
-    right: np.ndarray,
-    title: str,
-    shortlist: int,
-) -> bytes:
-    """PNG of one sequence, metres: its database (M, 2), its queries (Q, 2) by how many wrong entries came
-    before the right one (`rank` (Q,)), and lines from wrong queries to what came first (`candidate_xy`
-    (Q, 2)); `right` (Q,) says how many entries would have been right."""
-    first, hopeless = rank == 0, right == 0
-    listed = ~first & ~hopeless & (rank < shortlist)
-    missed = ~first & ~hopeless & ~listed
-    groups = (
-        (missed, WRONG, "X", f"not among the first {shortlist}"),
-        (listed, NEARLY, "D", f"among the first {shortlist}"),
-        (first, RIGHT, "o", "right at first"),
-        (hopeless, HOPELESS, "x", "nothing right to find"),
-    )
-    known = np.concatenate([database_xy, query_xy])
-    span = np.ptp(known, axis=0)
-    width, height = (9.0 * np.maximum(span, 0.25 * span.max()) / max(span.max(), 1.0)).tolist()
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(width + 3.2, height + 1.0), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(*database_xy.T, "o", color=DRIVE, ms=2.6, mew=0, zorder=1)
-        lines = np.stack([query_xy, candidate_xy], axis=1)[listed | missed]
-        axes.add_collection(LineCollection(lines, colors=WRONG, linewidths=0.6, alpha=0.3, zorder=2))
-        entries = [
-            Line2D([], [], color=DRIVE, marker="o", ms=4, ls="", label=f"database ({len(database_xy)})")
-        ]
-        for level, (chosen, color, marker, name) in enumerate(groups, start=3):
-            axes.plot(
-                *query_xy[chosen].T,
-                marker,
-                color=color,
-                ms=4.2,
-                mew=1.2 if marker == "x" else 0,
-                zorder=level,
-            )
-            entries.append(
-                Line2D([], [], color=color, marker=marker, ms=5, ls="", label=f"{name} ({int(chosen.sum())})")
-            )
-        entries.append(Line2D([], [], color=WRONG, lw=0.8, alpha=0.5, label="what came first instead"))
-        figure.legend(handles=entries, loc="outside right upper", fontsize=8)
-        axes.set(title=title, xlabel="x, m", ylabel="y, m", aspect="equal")
-        axes.margins(0.05)
-        return encode(figure)
 
 
 def spread_saliency(

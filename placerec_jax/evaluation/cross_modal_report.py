@@ -1,8 +1,6 @@
 """Sections of the cross-modal report: verdict, tables, recall curves, drives, queries with what they
 retrieved."""
 
-import csv
-import io
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -11,12 +9,13 @@ import ml_collections
 import numpy as np
 
 from placerec_jax.data.prepared import PreparedFolder
-from placerec_jax.evaluation import cross_modal, cross_modal_pictures
+from placerec_jax.evaluation import cross_modal, cross_modal_pictures, retrieval_pictures
 from placerec_jax.evaluation.cross_modal import ALL, ONE_PERCENT, SHOWN
-from placerec_jax.evaluation.cross_modal_pictures import Curve, Retrieval, Submap
+from placerec_jax.evaluation.cross_modal_pictures import Retrieval, Submap
 from placerec_jax.evaluation.inference import spread
-from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
+from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict, csv_file
 from placerec_jax.evaluation.retrieval import NEVER
+from placerec_jax.evaluation.retrieval_pictures import Curve
 from placerec_jax.ops.point_steps import decode_points
 from placerec_jax.ops.rigid import rigid_inverse
 
@@ -163,7 +162,7 @@ def _curves(scores: Mapping[str, Any]) -> Picture:
             for name in names
         ]
     return Picture(
-        cross_modal_pictures.recall_curves(panels),
+        retrieval_pictures.recall_curves(panels),
         "image/png",
         "Share of the queries with a right entry among the first K. Dotted: a random order of the same "
         "database.",
@@ -183,7 +182,7 @@ def _drives(scores: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> list[B
         # A query that retrieved nothing points at itself.
         target = np.where(candidate >= 0, candidate, query)
         start = xy[query].min(axis=0)
-        picture = cross_modal_pictures.drive_map(
+        picture = retrieval_pictures.drive_map(
             xy[database] - start,
             xy[query] - start,
             xy[target] - start,
@@ -335,9 +334,4 @@ def queries_csv(rows: Mapping[str, np.ndarray]) -> bytes:
         "right_entries": rows["retrieved/right"][asked],
         "entries": rows["retrieved/gallery"][asked],
     }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for values in zip(*columns.values(), strict=True):
-        writer.writerow([f"{v:.8g}" if isinstance(v, np.floating) else v for v in values])
-    return text.getvalue().encode()
+    return csv_file(columns)

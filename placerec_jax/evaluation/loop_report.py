@@ -1,7 +1,5 @@
 """Sections of the loop-closure report: verdict, tables, precision-recall curves, drives, matched scans."""
 
-import csv
-import io
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -20,7 +18,7 @@ from placerec_jax.evaluation.precision_recall import (
     average_precision_by,
     best_f1,
 )
-from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
+from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict, csv_file
 
 PROTOCOLS = {"growing": "growing database", "fixed": "fixed database and queries"}
 GROUPS = {
@@ -455,9 +453,4 @@ def queries_csv(rows: Mapping[str, np.ndarray]) -> bytes:
         for name, triple in (("pose", pose), ("true_pose", true_pose)):
             columns |= {f"{name}_x_m": triple[:, 0], f"{name}_y_m": triple[:, 1]}
             columns[f"{name}_yaw_deg"] = np.rad2deg(triple[:, 2])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for values in zip(*columns.values(), strict=True):
-        writer.writerow([f"{v:.6g}" if isinstance(v, np.floating) else v for v in values])
-    return text.getvalue().encode()
+    return csv_file(columns, ".6g")

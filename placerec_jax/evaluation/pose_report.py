@@ -1,7 +1,5 @@
 """Sections of the pose report: verdict, tables, charts, drives on the map, and single frames."""
 
-import csv
-import io
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -14,7 +12,7 @@ from placerec_jax.data.prepared import PreparedFolder
 from placerec_jax.data.records import as_text
 from placerec_jax.evaluation import pose_pictures
 from placerec_jax.evaluation.pose import ERRORS, estimates, pose_errors, verdict
-from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict
+from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict, csv_file
 from placerec_jax.ops.grid import Grid2D
 from placerec_jax.ops.rigid import se2_compose, se2_inverse
 
@@ -286,9 +284,4 @@ def queries_csv(rows: Mapping[str, np.ndarray]) -> bytes:
     columns |= {f"{kind}_error_{unit}": errors[kind] for kind, unit in ERRORS.items()}
     if "position_spread" in rows:
         columns["position_spread_m"] = rows["position_spread"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for values in zip(*columns.values(), strict=True):
-        writer.writerow([f"{v:.6f}" if isinstance(v, np.floating) else v for v in values])
-    return text.getvalue().encode()
+    return csv_file(columns, ".6f")

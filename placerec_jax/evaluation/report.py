@@ -4,8 +4,10 @@ An evaluator describes what to show as sections of blocks; this file knows nothi
 """
 
 import base64
+import csv
 import dataclasses
 import html
+import io
 import json
 import os
 import shutil
@@ -13,6 +15,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from placerec_jax.errors import UserError
 
@@ -205,6 +209,16 @@ def text_table(table: Table) -> str:
     lines += [shown(table.header), "-" * (sum(widths) + 2 * len(widths) - 2)]
     lines += [row.cells[0] if row.kind == "divider" else shown(row.cells) for row in table.rows]
     return "\n".join(lines)
+
+
+def csv_file(columns: Mapping[str, Sequence[Any]], floats: str = ".8g") -> bytes:
+    """{heading: (N,) values} → the bytes of a CSV file; NumPy's floats are written by the format `floats`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for values in zip(*columns.values(), strict=True):
+        writer.writerow([format(v, floats) if isinstance(v, np.floating) else v for v in values])
+    return text.getvalue().encode()
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -12,11 +12,13 @@ comes first.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from placerec_jax.evaluation.inference import spread
 
 # Numbers in the largest array of a block: 64 Mi float32 are 256 MiB, whatever the size of the database.
 BLOCK_NUMBERS = 2**26
@@ -25,14 +27,22 @@ SLACK = 16
 BOOTSTRAP_RESAMPLES = 1000
 NEVER = np.iinfo(np.int32).max  # the rank of a right entry that is not among those retrieved
 
+# Which entries a query must not retrieve: places of queries and of entries in a task, broadcast against each
+# other → bool.
+Barred = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Blocks of what queries retrieved: (which queries, (b, K) places in the database, (b, K) distances), nearest
+# first; what is not there has place −1 and distance inf.
+Neighbours = Iterator[tuple[slice, np.ndarray, np.ndarray]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The queries and the database of one sequence.
 
     `query` (Q,), `database` (M,): row numbers, ascending; `query_xy` (Q, 2), `database_xy` (M, 2): metres;
-    `own` (Q,): the place in the database of the query's own frame, −1 where that is not in it; `right` (Q,):
-    how many entries are right, the own frame included; `radius`: metres, within which entries are.
+    `own` (Q,): the place in the database of the query's own frame, −1 where that is not in it; `pair_query`,
+    `pair_entry` (P,): places of all queries and entries that are right for each other, by query, own frames
+    included; `radius`: metres, within which they are.
     """
 
     query: np.ndarray
@@ -40,17 +50,38 @@ class Task:
     query_xy: np.ndarray
     database_xy: np.ndarray
     own: np.ndarray
-    right: np.ndarray
+    pair_query: np.ndarray
+    pair_entry: np.ndarray
     radius: float
+
+    @property
+    def right(self) -> np.ndarray:
+        """(Q,) how many entries are right, the own frame included."""
+        return np.bincount(self.pair_query, minlength=len(self.query))
 
     def apart(self, candidate: np.ndarray) -> np.ndarray:
         """(Q, K) places in the database, −1 for none → (Q, K) metres to each query; inf for none."""
         return np.sqrt(_squared_distance(self.query_xy, self.database_xy, candidate))
 
-    def gallery(self, without_own: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(Q,) right entries and (Q,) entries that a query chooses from, with or without its own frame."""
-        own = (self.own >= 0) if without_own else np.zeros(len(self.query), bool)
-        return self.right - own, len(self.database) - own.astype(np.int64)
+    def own_frames(self) -> Barred | None:
+        """Bars each query's own frame; None where the database has none of them."""
+        return (lambda query, entry: self.own[query] == entry) if (self.own >= 0).any() else None
+
+    def blocks(self) -> Iterator[slice]:
+        """Stretches of queries whose pairs with the whole database are no more than `BLOCK_NUMBERS`."""
+        rows = max(1, BLOCK_NUMBERS // max(len(self.database), 1))
+        for start in range(0, len(self.query), rows):
+            yield slice(start, min(start + rows, len(self.query)))
+
+    def gallery(self, barred: Barred | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(Q,) right entries and (Q,) entries that a query may retrieve."""
+        size = np.full(len(self.query), len(self.database))
+        if barred is None:
+            return self.right, size
+        for block in self.blocks():
+            size[block] -= mask_of(barred, block, len(self.database)).sum(axis=1)
+        kept = ~barred(self.pair_query, self.pair_entry)
+        return np.bincount(self.pair_query[kept], minlength=len(self.query)), size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,28 +124,32 @@ def tasks(
         own = np.full(len(query), -1)
         if queries_in_database:
             own = np.searchsorted(database, query)
-        right = count_within(places[query], places[database], radius)
-        found[str(name)] = Task(query, database, places[query], places[database], own, right, float(radius))
+        pairs = pairs_within(places[query], places[database], radius)
+        found[str(name)] = Task(query, database, places[query], places[database], own, *pairs, float(radius))
     return found
 
 
-def count_within(queries: np.ndarray, database: np.ndarray, radius: float) -> np.ndarray:
-    """(Q, 2), (M, 2) metres → (Q,) how many of the database lie within `radius`, the boundary included.
+def pairs_within(queries: np.ndarray, database: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, 2), (M, 2) metres → (P,) queries and (P,) entries at most `radius` apart, the boundary included, by
+    query and then by entry.
 
     Both are taken in the order of x, so that a block of neighbouring queries meets only a strip.
     """
-    count = np.zeros(len(queries), np.int64)
     order = np.argsort(queries[:, 0], kind="stable")
-    database = database[np.argsort(database[:, 0], kind="stable")]
-    strip = 1.001 * radius  # generous: what is counted is decided by the distance alone
+    entries = np.argsort(database[:, 0], kind="stable")
+    strip = 1.001 * radius  # generous: what is right is decided by the distance alone
     rows = min(256, max(1, BLOCK_NUMBERS // (8 * max(len(database), 1))))
+    found = [np.zeros((2, 0), np.int64)]
     for start in range(0, len(queries), rows):
         block = order[start : start + rows]
         x = queries[block, 0]
-        low, high = np.searchsorted(database[:, 0], [x[0] - strip, x[-1] + strip])
-        squared = _squared(queries[block, None], database[None, low:high])
-        count[block] = (squared <= radius**2).sum(axis=1)
-    return count
+        low, high = np.searchsorted(database[entries, 0], [x[0] - strip, x[-1] + strip])
+        squared = _squared(queries[block, None], database[None, entries[low:high]])
+        query, entry = np.nonzero(squared <= radius**2)
+        found.append(np.stack([block[query], entries[low:high][entry]]))
+    query, entry = np.concatenate(found, axis=1)
+    by_query = np.lexsort((entry, query))
+    return query[by_query], entry[by_query]
 
 
 def _squared(a_xy: np.ndarray, b_xy: np.ndarray) -> np.ndarray:
@@ -130,39 +165,67 @@ def _squared_distance(queries: np.ndarray, database: np.ndarray, candidate: np.n
     return np.where(candidate >= 0, squared, np.inf)
 
 
+def thinned(is_query: np.ndarray, limit: int | None) -> np.ndarray:
+    """(N,) which frames ask → (≤ limit,) ascending numbers of those that training's evaluation looks at.
+
+    Of more than `limit` a quarter are queries and the rest database, each evenly spread, so that a place
+    keeps right entries although the gallery is thinner: its recall compares checkpoints, and is not the
+    report's.
+    """
+    if limit is None or limit >= len(is_query):
+        return np.arange(len(is_query))
+    queries, others = np.flatnonzero(is_query), np.flatnonzero(~is_query)
+    asked = min(len(queries), max(limit // 4, limit - len(others)))
+    chosen = [queries[spread(len(queries), asked)], others[spread(len(others), limit - asked)]]
+    return np.sort(np.concatenate(chosen))
+
+
 # --- Search -------------------------------------------------------------------------------------------------
 
 
 def retrieve(
-    task: Task, queries: np.ndarray, database: np.ndarray, depth: int, kept: int, without_own: bool = False
+    task: Task,
+    queries: np.ndarray,
+    database: np.ndarray,
+    depth: int,
+    kept: int,
+    barred: Barred | None = None,
 ) -> Answers:
     """Searches the descriptors `database` (M, D) with `queries` (Q, D), both in the order of the task.
 
-    The first right entry is looked for among the `depth` nearest, of which `kept` are given back.
-    `without_own` leaves each query's own frame out.
+    The first right entry is looked for among the `depth` nearest, of which `kept` are given back. Barred
+    entries are neither retrieved nor right.
     """
-    rank = np.full(len(queries), NEVER, np.int64)
-    candidate = np.full((len(queries), kept), -1)
-    distance = np.full((len(queries), kept), np.inf, np.float32)
-    excluded = task.own if without_own else np.full(len(queries), -1)
-    for block, index, apart in nearest(queries, database, max(depth, kept), excluded):
+    return answers(task, nearest(queries, database, max(depth, kept), barred), depth, kept, barred)
+
+
+def answers(
+    task: Task, neighbours: Neighbours, depth: int, kept: int, barred: Barred | None = None
+) -> Answers:
+    """What was retrieved, however it was searched for; `neighbours` are those that are not barred."""
+    rank = np.full(len(task.query), NEVER, np.int64)
+    candidate = np.full((len(task.query), kept), -1)
+    distance = np.full((len(task.query), kept), np.inf, np.float32)
+    for block, index, apart in neighbours:
         squared = _squared_distance(task.query_xy[block], task.database_xy, index)
         hit = squared[:, :depth] <= task.radius**2
         rank[block] = np.where(hit.any(axis=1), hit.argmax(axis=1), NEVER)
         width = min(kept, index.shape[1])
         candidate[block, :width] = index[:, :width]
         distance[block, :width] = apart[:, :width]
-    return Answers(rank, candidate, distance, *task.gallery(without_own))
+    return Answers(rank, candidate, distance, *task.gallery(barred))
+
+
+def mask_of(barred: Barred, block: slice, entries: int) -> np.ndarray:
+    """(b, entries) bool: what a block of queries must not retrieve."""
+    query = np.arange(block.start, block.stop)
+    return np.broadcast_to(barred(query[:, None], np.arange(entries)[None]), (len(query), entries))
 
 
 def nearest(
-    queries: np.ndarray, database: np.ndarray, count: int, excluded: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Blocks (which queries, (b, K) places in the database, (b, K) Euclidean distances), nearest first.
-
-    K is `count` or the size of the database. `excluded` (Q,) is the place of an entry that the query must not
-    find, −1 for none; what is not there has place −1 and distance inf.
-    """
+    queries: np.ndarray, database: np.ndarray, count: int, barred: Barred | None = None
+) -> Neighbours:
+    """The `count` nearest entries, or the whole database if it has fewer, by Euclidean distance."""
     if not len(database) or not len(queries):
         return
     count = min(count, len(database))
@@ -178,24 +241,37 @@ def nearest(
         here = (queries[block] - centre).astype(np.float32)
         short = rows - len(here)  # the last block is filled up: one shape, one compilation
         asking = np.pad(here, ((0, short), (0, 0)))
-        left_out = np.pad(excluded[block].astype(np.int32), (0, short), constant_values=-1)
-        squared, index = jax.device_get(_nearest(asking, moved, left_out, count, taken))
+        mask = None
+        if barred is not None:
+            mask = np.pad(mask_of(barred, block, len(database)), ((0, short), (0, 0)))
+        squared, index = jax.device_get(_nearest(asking, moved, mask, count, taken))
         used = slice(0, rows - short)
         reached = np.isfinite(squared[used])
         yield block, np.where(reached, index[used], -1), np.sqrt(squared[used])
 
 
+def nearest_by(distances: Callable[[slice], np.ndarray], blocks: Iterator[slice], count: int) -> Neighbours:
+    """The same of any distance: `distances(block)` (b, M), inf where an entry must not be retrieved."""
+    for block in blocks:
+        apart = distances(block)
+        order = np.argsort(apart, axis=1, kind="stable")[:, :count]
+        apart = np.take_along_axis(apart, order, axis=1)
+        yield block, np.where(np.isfinite(apart), order, -1), apart
+
+
 @functools.partial(jax.jit, static_argnames=("count", "taken"))
 def _nearest(
-    queries: jax.Array, database: jax.Array, excluded: jax.Array, count: int, taken: int
+    queries: jax.Array, database: jax.Array, barred: jax.Array | None, count: int, taken: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(b, D), (M, D), (b,) → (b, count) squared distances and places, by distance and then by place."""
+    """(b, D), (M, D), (b, M) → (b, count) squared distances and places, by distance and then by place."""
     product = jnp.matmul(queries, database.T, precision=jax.lax.Precision.HIGHEST)
     nearness = 2.0 * product - jnp.sum(database**2, axis=1)
-    nearness = jnp.where(jnp.arange(len(database)) == excluded[:, None], -jnp.inf, nearness)
+    if barred is not None:
+        nearness = jnp.where(barred, -jnp.inf, nearness)
     _, place = jax.lax.top_k(nearness, taken)
     squared = jnp.sum((queries[:, None] - database[place]) ** 2, axis=-1)
-    squared = jnp.where(place == excluded[:, None], jnp.inf, squared)
+    if barred is not None:
+        squared = jnp.where(jnp.take_along_axis(barred, place, axis=1), jnp.inf, squared)
     squared, place = jax.lax.sort((squared, place.astype(jnp.int32)), num_keys=2)
     return squared[:, :count], place[:, :count]
 
@@ -257,6 +333,37 @@ def recall_interval(hits: np.ndarray, groups: np.ndarray, seed: int) -> list[flo
     )
     shares = (draws @ reached) / (draws @ size)
     return [float(bound) for bound in np.percentile(shares, [2.5, 97.5])]
+
+
+def rows_of(
+    tasks: Mapping[str, Task], answers_of: Mapping[str, Answers], count: int
+) -> dict[str, np.ndarray]:
+    """What the queries among `count` rows retrieved, for maps, pictures and tables of queries.
+
+    `retrieved/asked` (N,) bool, `retrieved/rank` (N,), `retrieved/right`, `retrieved/gallery` (N,), and of
+    the nearest kept `retrieved/candidate` (N, S) row numbers, −1 for none, `retrieved/distance` (N, S) of
+    descriptors and `retrieved/apart` (N, S) metres.
+    """
+    kept = max((part.candidate.shape[1] for part in answers_of.values()), default=0)
+    found = {
+        "asked": np.zeros(count, bool),
+        "rank": np.full(count, NEVER, np.int64),
+        "right": np.zeros(count, np.int64),
+        "gallery": np.zeros(count, np.int64),
+        "candidate": np.full((count, kept), -1),
+        "distance": np.full((count, kept), np.inf, np.float32),
+        "apart": np.full((count, kept), np.inf),
+    }
+    for name, part in answers_of.items():
+        task = tasks[name]
+        found["asked"][task.query] = True
+        for key in ("rank", "right", "gallery", "distance"):
+            found[key][task.query] = getattr(part, key)
+        found["apart"][task.query] = task.apart(part.candidate)
+        if len(task.database):
+            rows = task.database[np.maximum(part.candidate, 0)]
+            found["candidate"][task.query] = np.where(part.candidate >= 0, rows, -1)
+    return {f"retrieved/{key}": values for key, values in found.items()}
 
 
 def joined(parts: Mapping[str, Answers]) -> Answers:

@@ -18,10 +18,9 @@ def one_task(query_xy, database_xy, radius=20.0):
     return retrieval.tasks(np.full(len(xy), "00"), xy, is_query, radius)["00"]
 
 
-def everything(queries, database, count, excluded=None):
+def everything(queries, database, count, barred=None):
     """Every block of `nearest` as one: places and distances (Q, K)."""
-    excluded = np.full(len(queries), -1) if excluded is None else excluded
-    parts = list(retrieval.nearest(queries, database, count, excluded))
+    parts = list(retrieval.nearest(queries, database, count, barred))
     assert [part[0].start for part in parts[1:]] == [part[0].stop for part in parts[:-1]]
     return np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
 
@@ -48,7 +47,7 @@ def test_blocks_change_nothing(monkeypatch):
     a, b = rng.normal(size=(53, 8)).astype(np.float32), rng.normal(size=(70, 8)).astype(np.float32)
     whole = everything(a, b, 6)
     monkeypatch.setattr(retrieval, "BLOCK_NUMBERS", 8 * (6 + retrieval.SLACK) * 10)
-    sizes = [block.stop - block.start for block, _, _ in retrieval.nearest(a, b, 6, np.full(53, -1))]
+    sizes = [block.stop - block.start for block, _, _ in retrieval.nearest(a, b, 6)]
     assert sizes == [10, 10, 10, 10, 10, 3]
     place, distance = everything(a, b, 6)
     np.testing.assert_array_equal(place, whole[0])
@@ -90,7 +89,8 @@ def test_a_collapsed_network_retrieves_the_same_each_time():
 def test_own_frames_are_left_out():
     rng = np.random.default_rng(4)
     b = rng.normal(size=(6, 4)).astype(np.float32)
-    place, distance = everything(b, b, 6, np.array([0, 1, 2, 3, -1, -1]))
+    own = np.array([0, 1, 2, 3, -1, -1])
+    place, distance = everything(b, b, 6, lambda query, entry: own[query] == entry)
     assert [query in place[query] for query in range(6)] == [False] * 4 + [True] * 2
     np.testing.assert_array_equal(place[:4, -1], -1)
     np.testing.assert_array_equal(distance[:4, -1], np.inf)
@@ -122,14 +122,15 @@ def test_the_radius_includes_its_boundary():
     assert ranks == [0, 0, NEVER]
 
 
-def test_counts_of_right_entries_are_those_of_all_pairs(monkeypatch):
+def test_right_entries_are_those_of_all_pairs(monkeypatch):
     rng = np.random.default_rng(6)
     queries, database = rng.uniform(-100, 100, (90, 2)), rng.uniform(-100, 100, (400, 2))
-    expected = (np.linalg.norm(queries[:, None] - database, axis=-1) <= 20).sum(axis=1)
-    np.testing.assert_array_equal(retrieval.count_within(queries, database, 20.0), expected)
-    monkeypatch.setattr(retrieval, "BLOCK_NUMBERS", 8 * 400 * 7)
-    np.testing.assert_array_equal(retrieval.count_within(queries, database, 20.0), expected)
-    assert retrieval.count_within(queries, np.zeros((0, 2)), 20.0).tolist() == [0] * 90
+    expected = np.stack(np.nonzero(np.linalg.norm(queries[:, None] - database, axis=-1) <= 20))
+    for _ in range(2):
+        found = retrieval.pairs_within(queries, database, 20.0)
+        np.testing.assert_array_equal(np.stack(found), expected)
+        monkeypatch.setattr(retrieval, "BLOCK_NUMBERS", 8 * 400 * 7)
+    assert [len(part) for part in retrieval.pairs_within(queries, np.zeros((0, 2)), 20.0)] == [0, 0]
 
 
 def test_sequences_are_never_mixed():
@@ -186,9 +187,42 @@ def test_queries_in_the_database_find_their_own_frame_unless_it_is_left_out():
     descriptor = np.array([[0], [10], [3], [11]], np.float32)
     own = retrieval.retrieve(task, descriptor[:2], descriptor, 4, 1)
     assert (own.rank.tolist(), own.candidate.tolist(), own.right.tolist()) == ([0, 0], [[0], [1]], [2, 1])
-    other = retrieval.retrieve(task, descriptor[:2], descriptor, 4, 1, without_own=True)
+    other = retrieval.retrieve(task, descriptor[:2], descriptor, 4, 1, task.own_frames())
     assert (other.rank.tolist(), other.candidate.tolist()) == ([0, NEVER], [[2], [3]])
     assert (other.right.tolist(), other.gallery.tolist()) == ([1, 0], [3, 3])
+
+
+def test_barred_entries_are_neither_retrieved_nor_right():
+    """Against a loop over queries: entries with the query's remainder by three are barred."""
+    rng = np.random.default_rng(9)
+    query_xy, database_xy = rng.uniform(0, 60, (50, 2)), rng.uniform(0, 60, (80, 2))
+    task = one_task(query_xy, database_xy)
+    queries, database = (rng.normal(size=(n, 4)).astype(np.float32) for n in (50, 80))
+    found = retrieval.retrieve(task, queries, database, 20, 3, lambda query, entry: query % 3 == entry % 3)
+    for query in range(50):
+        free = np.array([entry for entry in range(80) if entry % 3 != query % 3])
+        order = free[np.argsort(np.linalg.norm(database[free] - queries[query], axis=1))]
+        right = [np.hypot(*(database_xy[entry] - query_xy[query])) <= 20.0 for entry in order]
+        assert (found.right[query], found.gallery[query]) == (sum(right), len(free))
+        assert found.candidate[query].tolist() == order[:3].tolist()
+        assert found.rank[query] == (right.index(True) if any(right[:20]) else NEVER)
+
+
+def test_any_distance_is_searched_like_euclids():
+    rng = np.random.default_rng(10)
+    task = one_task(rng.uniform(0, 60, (30, 2)), rng.uniform(0, 60, (40, 2)))
+    queries, database = (rng.normal(size=(n, 4)).astype(np.float32) for n in (30, 40))
+    apart = np.linalg.norm(queries[:, None] - database, axis=-1)
+    apart[3, 5:] = apart[4] = np.inf
+    expected = retrieval.retrieve(
+        task, queries, database, 10, 6, lambda query, entry: ~np.isfinite(apart[query, entry])
+    )
+    found = retrieval.nearest_by(lambda block: apart[block], iter([slice(0, 7), slice(7, 30)]), 10)
+    answers = retrieval.answers(task, found, 10, 6)
+    np.testing.assert_array_equal(answers.rank, expected.rank)
+    np.testing.assert_array_equal(answers.candidate, expected.candidate)
+    np.testing.assert_allclose(answers.distance, expected.distance, rtol=1e-5)
+    assert answers.candidate[4].tolist() == [-1] * 6
 
 
 # --- Figures
