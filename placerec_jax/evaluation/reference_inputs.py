@@ -1,7 +1,8 @@
 """What the training-free references take, checked in one place: scans, and stacks of their descriptors.
 
-A scan is points (N, 3) in the lidar frame (m; x forward, y left, z up) or a bird's-eye-view density image
-(H, W) with the sensor in the middle, rows increasing with x and columns with y.
+A scan is points (N, 3) in the lidar frame (m; x forward, y left, z up), a bird's-eye-view density image
+(H, W) with the sensor in the middle, rows increasing with x and columns with y, or a range image (H, W), rows
+from the highest elevation down and columns around the sensor, 0 where empty.
 """
 
 import cv2
@@ -60,6 +61,21 @@ def density_image(scan: np.ndarray, grid: Grid2D = DENSITY_GRID) -> np.ndarray:
     density = _cubes_above_ground(check_points(scan), grid) if is_points(scan) else _check_image(scan)
     greatest = density.max()
     return density / greatest if greatest > 0 else density
+
+
+def check_range_image(image: np.ndarray) -> np.ndarray:
+    """(H, W) float32 ranges of any unit, 0 where empty.
+
+    Raises:
+        DescriptorError: another shape, or ranges that are negative or not finite.
+    """
+    image = np.asarray(image)
+    if image.ndim != 2 or not image.size:
+        raise DescriptorError(f"range image: expected (H, W) ranges, found shape {image.shape}.")
+    image = image.astype(np.float32)
+    if not (image >= 0).all() or not np.isfinite(image).all():
+        raise DescriptorError("range image: expected finite values from 0 up, 0 where empty, found others.")
+    return image
 
 
 def turn(scan: np.ndarray, yaw: float) -> np.ndarray:

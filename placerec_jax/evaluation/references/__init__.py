@@ -2,7 +2,8 @@
 
 A reference is a module of this folder with
 
-- `NEEDS`: "points", or "bev" for those that take density images and points alike;
+- `NEEDS`: "points"; "bev" for those that take density images and points alike; or "range_image";
+- `PRESELECTS` (optional): True where `distances` has the setting `candidates`, how many it compares;
 - `describe(scan, **settings)`: {name: array} of one scan (`placerec_jax.evaluation.reference_inputs`);
 - `distances(queries, database, allowed=None, **settings)`: (Q, D) float32 from stacks of descriptors, lower
   is nearer, inf where `allowed` (Q, D) bool is False or the reference does not look.
@@ -20,9 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from placerec_jax.data.prepared import PreparedFolder
-from placerec_jax.data.scans import points_of
 from placerec_jax.errors import ConfigError
 from placerec_jax.evaluation.reference_inputs import DescriptorError, Stack, turn
+from placerec_jax.ops.point_steps import decode_points
 
 
 def names() -> list[str]:
@@ -49,7 +50,7 @@ def describe_split(
     """{name: (N, ...)} descriptors of the `frames` with the (N,) record numbers, in their order.
 
     Args:
-      prepared: a folder of `python -m data_prep lcd`.
+      prepared: a folder of `python -m data_prep lcd` or `nusc_pr`.
       name: the reference.
       records: (N,) record numbers.
       yaw: (N,) rad by which each scan is turned first, e.g. to ask with queries in any heading.
@@ -79,18 +80,37 @@ def describe_split(
 
 
 def _read_scan(prepared: PreparedFolder, name: str, needs: str, index: int) -> np.ndarray:
-    """Points (N, 3), or a density image (H, W, 1) where the folder has those and they will do."""
+    """What a reference takes, by the first of the features that will do and that the folder has."""
     table = prepared.table("frames")
     # Camera images stay as they are stored: nobody here looks at them.
     record = table.read(index, images=False)
-    if "point_steps" in record:
-        return points_of(record)[0]
-    if "bev" in record and needs == "bev":
-        return table.read(index)["bev"]
+    for feature, read in _READERS[needs].items():
+        if feature in record:
+            return read(table, index, record)
     raise ConfigError(
-        f"{prepared.root}: reference {name!r} needs points, the table frames holds {sorted(record)}. Take it "
-        "out of config.eval.references, or prepare a dataset that has scans."
+        f"{prepared.root}: reference {name!r} needs {' or '.join(_READERS[needs])}, the table frames holds "
+        f"{sorted(record)}. Take it out of config.eval.references, or prepare a dataset that has them."
     )
+
+
+def _points(table: Any, index: int, record: dict[str, Any]) -> np.ndarray:
+    return decode_points(record["point_steps"])
+
+
+def _picture(table: Any, index: int, record: dict[str, Any]) -> np.ndarray:
+    return table.read(index)["bev"]
+
+
+def _range_image(table: Any, index: int, record: dict[str, Any]) -> np.ndarray:
+    return record["range_steps"]
+
+
+# {what a reference needs: {feature of a record that gives it: how}}
+_READERS = {
+    "points": {"point_steps": _points},
+    "bev": {"point_steps": _points, "bev": _picture},
+    "range_image": {"range_steps": _range_image},
+}
 
 
 def distances(

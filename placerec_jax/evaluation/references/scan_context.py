@@ -11,6 +11,7 @@ import numpy as np
 from placerec_jax.evaluation.reference_inputs import Stack, check_points, check_stacks
 
 NEEDS = "points"
+PRESELECTS = True
 
 RINGS = 20
 SECTORS = 60

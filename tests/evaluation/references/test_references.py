@@ -12,6 +12,8 @@ from placerec_jax.evaluation.reference_inputs import DescriptorError, turn
 from placerec_jax.ops.point_steps import encode_points
 
 NAMES = references.names()
+OF_RANGES = [name for name in NAMES if references.load(name).NEEDS == "range_image"]
+OF_POINTS = [name for name in NAMES if name not in OF_RANGES]
 
 
 def a_scan(seed: int, count: int = 3000) -> np.ndarray:
@@ -27,13 +29,30 @@ def a_scan(seed: int, count: int = 3000) -> np.ndarray:
     return np.concatenate([ground, walls]).astype(np.float32)
 
 
+def range_image(points: np.ndarray) -> np.ndarray:
+    """(N, 3) points → (32, 264) ranges, elevations from 10° to −30°; 0 where empty."""
+    image = np.full((32, 264), np.inf)
+    distance = np.linalg.norm(points, axis=1)
+    elevation = np.rad2deg(np.arcsin(points[:, 2] / np.maximum(distance, 1e-9)))
+    row = np.clip((10 - elevation) / 40 * 32, 0, 31).astype(int)
+    column = np.clip((np.pi - np.arctan2(points[:, 1], points[:, 0])) / (2 * np.pi) * 264, 0, 263).astype(int)
+    np.minimum.at(image, (row, column), distance)
+    return np.where(np.isfinite(image), image, 0)
+
+
+def needed(name: str, scan: np.ndarray) -> np.ndarray:
+    """The scan as the reference takes it."""
+    return range_image(scan) if references.load(name).NEEDS == "range_image" else scan
+
+
 def describe_all(name: str, scans: list[np.ndarray]) -> dict[str, np.ndarray]:
-    described = [references.load(name).describe(scan) for scan in scans]
+    described = [references.load(name).describe(needed(name, scan)) for scan in scans]
     return {key: np.stack([one[key] for one in described]) for key in described[0]}
 
 
-def test_the_four_of_the_specification_are_there() -> None:
-    assert {"scan_context", "m2dp", "pixels", "polar_fft"} <= set(NAMES)
+def test_those_of_the_specifications_are_there() -> None:
+    assert {"scan_context", "m2dp", "pixels", "polar_fft"} <= set(OF_POINTS)
+    assert {"range_fft", "range_rows"} <= set(OF_RANGES)
 
 
 def test_unknown_reference_lists_the_known_ones() -> None:
@@ -45,8 +64,8 @@ def test_unknown_reference_lists_the_known_ones() -> None:
 def test_reference_keeps_the_contract(name: str) -> None:
     module = references.load(name)
     assert module.__doc__
-    assert module.NEEDS in {"points", "bev"}
-    described = module.describe(a_scan(0))
+    assert module.NEEDS in {"points", "bev", "range_image"}
+    described = module.describe(needed(name, a_scan(0)))
     assert all(np.isfinite(value).all() and value.dtype == np.float32 for value in described.values())
 
 
@@ -83,7 +102,7 @@ def test_empty_scans_resemble_nothing_not_even_each_other(name: str) -> None:
     assert empty[0] >= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_POINTS)
 @pytest.mark.parametrize(
     ("scan", "complaint"),
     [
@@ -96,6 +115,52 @@ def test_empty_scans_resemble_nothing_not_even_each_other(name: str) -> None:
 def test_bad_scans_are_refused(name: str, scan: np.ndarray, complaint: str) -> None:
     with pytest.raises(DescriptorError, match=complaint):
         references.load(name).describe(scan)
+
+
+@pytest.mark.parametrize("name", OF_RANGES)
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        (np.zeros(5), r"\(H, W\).*\(5,\)"),
+        (np.zeros((4, 0)), r"\(H, W\).*\(4, 0\)"),
+        (np.full((4, 6), -1.0), "finite values from 0 up"),
+        (np.full((4, 6), np.nan), "finite values from 0 up"),
+    ],
+)
+def test_bad_range_images_are_refused(name: str, image: np.ndarray, complaint: str) -> None:
+    with pytest.raises(DescriptorError, match=complaint):
+        references.load(name).describe(image)
+
+
+@pytest.mark.parametrize("name", OF_RANGES)
+def test_range_images_may_be_turned_and_be_of_any_unit(name: str) -> None:
+    """Turning rolls the columns. What stands where must count all the same, for the FFT alone."""
+    image = range_image(a_scan(0))
+    still = references.load(name).describe(image)["descriptor"]
+    for same in (np.roll(image, 101, axis=1), 500 * image):
+        np.testing.assert_allclose(references.load(name).describe(same)["descriptor"], still, atol=1e-5)
+    mixed = image[:, np.random.default_rng(0).permutation(image.shape[1])]
+    apart = np.abs(references.load(name).describe(mixed)["descriptor"] - still).max()
+    assert (apart > 0.01) == (name == "range_fft")
+
+
+def test_a_wave_around_the_sensor_is_its_frequency() -> None:
+    """Five waves a turn, 4 + 3 cos: a mean of 4 and an amplitude of 3, each half of it at its frequency."""
+    from placerec_jax.evaluation.references import range_fft
+
+    azimuth = 2 * np.pi * np.arange(90) / 90
+    found = range_fft.spectrum(np.stack([4 + 3 * np.cos(5 * azimuth + 0.3), np.zeros(90)])) / 90
+    expected = np.zeros((2, range_fft.FREQUENCIES))
+    expected[0, [0, 5]] = 2, 1.5
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_rows_are_shares_of_the_azimuth() -> None:
+    """A row that is half empty and half 9 (root 3), beside one that is all 1."""
+    row = np.repeat([0.0, 9.0], 50)
+    found = references.load("range_rows").describe(np.stack([row, np.ones(100)]))["descriptor"]
+    expected = np.array([0.0] * 5 + [3.0] * 5 + [1.0] * 10)
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +210,7 @@ def scan_record(points: np.ndarray) -> dict:
     return {"point_steps": encode_points(points), "reflectance": np.zeros(len(points), np.uint8)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_POINTS)
 def test_a_split_is_described_in_the_order_asked_for(name: str) -> None:
     scans = [a_scan(seed) for seed in range(4)]
     prepared = prepared_with([scan_record(scan) for scan in scans])
@@ -155,7 +220,7 @@ def test_a_split_is_described_in_the_order_asked_for(name: str) -> None:
         np.testing.assert_array_equal(found[key], value)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_POINTS)
 def test_scans_of_a_split_can_be_turned_first(name: str) -> None:
     scan = np.rint(a_scan(0) / 0.005).astype(np.float32) * np.float32(0.005)
     prepared = prepared_with([scan_record(scan)] * 2)
@@ -172,8 +237,19 @@ def test_folders_of_pictures_serve_the_references_that_take_pictures() -> None:
         expected = references.load(name).describe(image[..., 0])["descriptor"]
         np.testing.assert_array_equal(found["descriptor"][0], expected)
     for name in ("scan_context", "m2dp"):
-        with pytest.raises(ConfigError, match=rf"{name}.*needs points.*\['bev'\]"):
+        with pytest.raises(ConfigError, match=rf"{name}.*needs point_steps, .*\['bev'\]"):
             references.describe_split(prepared, name, [0], progress=False)
+
+
+@pytest.mark.parametrize("name", OF_RANGES)
+def test_range_images_are_read_from_their_folder_and_from_no_other(name: str) -> None:
+    images = [np.rint(500 * range_image(a_scan(seed))).astype(np.uint16) for seed in range(2)]
+    prepared = prepared_with([{"range_steps": image, **scan_record(a_scan(0))} for image in images])
+    found = references.describe_split(prepared, name, [1, 0], progress=False)["descriptor"]
+    for row, image in zip(found, images[::-1], strict=True):
+        np.testing.assert_array_equal(row, references.load(name).describe(image)["descriptor"])
+    with pytest.raises(ConfigError, match=rf"{name}.*needs range_steps, .*point_steps"):
+        references.describe_split(prepared_with([scan_record(a_scan(0))]), name, [0], progress=False)
 
 
 def test_a_damaged_record_is_named() -> None:
@@ -190,7 +266,7 @@ def test_a_damaged_record_is_named() -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_POINTS)
 def test_real_neighbouring_scans_are_nearest(name: str, real_data) -> None:
     """KITTI 00: scans 94 and 95 follow each other, 0 and 198 are elsewhere."""
     folder = real_data / "kitti_odometry/dataset/sequences/00/velodyne"
