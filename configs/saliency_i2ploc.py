@@ -314,8 +314,9 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     """A small network on the horizon of the panoramas and on what stands on the ground.
 
     A few streets are soon known by heart, by their colours, and then unseen ones are not found. Turned and
-    mirrored pairs in all colours leave only the layout, which images and submaps share. A temperature that
-    starts high finds what is common before it tells pairs apart.
+    mirrored pairs in all colours leave only the layout, which images and submaps share: where something stands
+    must count from the first step. A temperature that starts high finds what is common before it tells pairs
+    apart.
     """
     config = _paper(arg)
     common.built_in_city(
@@ -336,7 +337,9 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     )
     model = config.model
     model.image.size, model.image.variant = (64, 256), "vit_micro"
+    model.image.position_init = "sincos"
     points = model.points
+    points.position_std = 0.1
     points.num, points.groups, points.k = 512, 48, 8
     points.widths, points.width, points.depth, points.heads = (32, 64, 128, 128), 64, 2, 2
     model.contrast.temperature, model.contrast.learnable = 0.3, True
@@ -347,7 +350,7 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     config.train.log_every = 50
     config.train.eval_every = config.train.checkpoint_every = 300
     config.train.eval_examples = 400
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 30
     config.eval.batch_size = 32
     config.eval.min_queries = config.eval.min_database = 300
