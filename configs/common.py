@@ -61,6 +61,7 @@ def base(method: str, arg: str) -> ml_collections.ConfigDict:
 # What a converter is given of the built-in city: the formats that are written, and its own arguments.
 _CITY_INPUTS = {
     "maploc": ("nuscenes,osm", lambda raw: ("--raw", f"{raw}/nuscenes", "--osm", f"{raw}/osm")),
+    "nusc_pr": ("nuscenes", lambda raw: ("--raw", f"{raw}/nuscenes")),
     "lcd": ("kitti", lambda raw: ("--raw", f"{raw}/kitti", "--format", "kitti")),
     "i2p": ("kitti360", lambda raw: ("--raw", f"{raw}/kitti360", "--format", "kitti360", "--image", "pano")),
 }

@@ -121,6 +121,19 @@ SIZES: dict[str, CitySize] = {
         lidar_azimuths=240,
         scene_keyframes=40,
     ),
+    "tiny_revisited": RepeatedSize(
+        locations=("boston-seaport",),
+        districts={
+            "train": DistrictSize((170.0, 150.0), 56),
+            "val": DistrictSize((120.0, 110.0), 4),
+            "test": DistrictSize((120.0, 110.0), 12),
+        },
+        block_area=5500.0,
+        image_size=(80, 45),
+        lidar_azimuths=120,
+        scene_keyframes=14,
+        repeats=("opposite", "lane", "same"),
+    ),
     "revisited": RepeatedSize(
         locations=("boston-seaport", "singapore-onenorth"),
         districts={
