@@ -314,7 +314,7 @@ def _cpu(arg: str) -> ml_collections.ConfigDict:
     """A small network on the horizon of the panoramas and on what stands on the ground.
 
     A few streets are soon known by heart, by their colours, and then unseen ones are not found. Turned and
-    mirrored pairs in all colours leave only the layout, which images and submaps share: where something stands
+    mirrored pairs in all colours leave only the layout, which images and submaps share: where things stand
     must count from the first step. A temperature that starts high finds what is common before it tells pairs
     apart.
     """
