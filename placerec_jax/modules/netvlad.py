@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from placerec_jax.modules.batch_norm import MaskedBatchNorm
 from placerec_jax.ops.unit_norm import unit_norm
 
 _TINY = 1e-12  # under the root: the norm of nothing, and its gradient, are finite
@@ -42,27 +43,32 @@ class NetVLAD(nn.Module):
 
 
 class LoupeNetVLAD(nn.Module):
-    """(B, T, D) tokens, in any number and order → (B, width) float32 descriptor of unit length.
+    """(B, T, D) tokens, in any number and order → (B, width) float32 descriptor.
 
     VLAD_k = Σ_t a_tk x_t − (Σ_t a_tk) c_k with a = softmax(xW + b); every cluster and then the whole at unit
-    length, one linear layer without bias to `width`, the gate x·σ(xG + g). No batch normalisation; see
-    `aggregation.SaliencyNetVLAD` for the form with it.
+    length, one linear layer without bias to `width`, the gate x·σ(xG + g), unit length. See
+    `aggregation.SaliencyNetVLAD` for weighted tokens and batch normalisation of the descriptor.
+
+    Attributes:
+        batch_norm: normalise xW and xG over the batch instead of adding the biases b and g.
+        unit: bring the descriptor to unit length.
     """
 
     clusters: int = 64
     width: int = 256
     dtype: jnp.dtype = jnp.float32
+    batch_norm: bool = False
+    unit: bool = True
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         dim = tokens.shape[-1]
         init = nn.initializers.normal(dim**-0.5)
         tokens = tokens.astype(self.dtype)
         kernel = self.param("assignment", init, (dim, self.clusters))
-        bias = self.param("assignment_bias", init, (self.clusters,))
         centres = self.param("centres", init, (dim, self.clusters))
-        logits = (tokens @ kernel.astype(self.dtype)).astype(jnp.float32) + bias
-        share = jax.nn.softmax(logits, axis=-1)
+        logits = (tokens @ kernel.astype(self.dtype)).astype(jnp.float32)
+        share = jax.nn.softmax(self._shifted("assignment", logits, dim**-0.5, train), axis=-1)
         # Sums over a thousand tokens and differences of them: float32 whatever the network computes in.
         sums = jnp.einsum(
             "btk,btd->bdk", share.astype(self.dtype), tokens, preferred_element_type=jnp.float32
@@ -70,7 +76,12 @@ class LoupeNetVLAD(nn.Module):
         sums = sums - share.sum(axis=1)[:, None] * centres
         flat = unit_norm(unit_norm(sums, axis=1).reshape(len(tokens), dim * self.clusters))
         x = flat @ self.param("projection", init, (dim * self.clusters, self.width))
-        gate_init = nn.initializers.normal(self.width**-0.5)
-        gate = x @ self.param("gate", gate_init, (self.width, self.width))
-        gate = gate + self.param("gate_bias", gate_init, (self.width,))
-        return unit_norm(x * jax.nn.sigmoid(gate))
+        deviation = self.width**-0.5
+        gate = x @ self.param("gate", nn.initializers.normal(deviation), (self.width, self.width))
+        x = x * jax.nn.sigmoid(self._shifted("gate", gate, deviation, train))
+        return unit_norm(x) if self.unit else x
+
+    def _shifted(self, name: str, x: jax.Array, deviation: float, train: bool) -> jax.Array:
+        if self.batch_norm:
+            return MaskedBatchNorm(name=f"{name}_bn")(x, train)
+        return x + self.param(f"{name}_bias", nn.initializers.normal(deviation), x.shape[-1:])

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from placerec_jax.errors import ConfigError
+from placerec_jax.modules.netvlad import LoupeNetVLAD
 from placerec_jax.modules.sharding import constrain_batch
 from placerec_jax.modules.transformer import TransformerEncoderLayer
+from placerec_jax.ops.unit_norm import unit_norm
 
 
 class RowConv(NamedTuple):
@@ -180,3 +182,33 @@ class RangeImageEncoder(nn.Module):
             name=name,
         )
         return lambda x: nn.relu(dense(x))
+
+
+class OverlapTransformer(nn.Module):
+    """(B, H, W, 1) range images → (B, descriptor) float32 of unit length: the whole network of that name.
+
+    The published one has a leg of 64 rows and `dim` 256, `width` 1024; for a LiDAR of 32 beams the leg of 32
+    rows takes its place.
+    """
+
+    leg: str = "auto"
+    dim: int = 256
+    width: int = 1024
+    mlp_dim: int = 1024
+    leg_width: int = 128
+    clusters: int = 64
+    descriptor: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        tokens = RangeImageEncoder(
+            self.leg,
+            self.dim,
+            self.width,
+            mlp_dim=self.mlp_dim,
+            leg_width=self.leg_width,
+            dtype=self.dtype,
+            name="encoder",
+        )(image)
+        return LoupeNetVLAD(self.clusters, self.descriptor, self.dtype, name="vlad")(unit_norm(tokens))

@@ -90,6 +90,23 @@ def vgg16_layouts(depth: str) -> tuple[TorchLayout, ...]:
 
 def resnet_layouts(variant: str) -> tuple[TorchLayout, ...]:
     """Layouts of `ResNetLevels` of a published `variant`; torchvision and timm agree on them."""
+    note = "computed on (x - 0.45) / 0.225 as SurroundDepth does, not with ImageNet's own statistics"
+    return (_resnet_layout(variant, _resnet_layers(variant), note),)
+
+
+def lcpr_layouts() -> tuple[TorchLayout, ...]:
+    """Layouts of `LCPR`: the images' ResNet-18, from whose last three stages the range image starts, too."""
+    layers = _resnet_layers("resnet18")
+    copies = {f"range_{ours}": theirs for ours, theirs in layers.items() if re.match(r"layer[234]/", ours)}
+    return (_resnet_layout("resnet18", layers | copies),)
+
+
+def _resnet_layout(variant: str, layers: dict[str, str], note: str = "") -> TorchLayout:
+    leftovers = (("the classifier", r"^fc\."), _COUNTERS)
+    return TorchLayout(f"torchvision or timm, {variant}", _parameters(layers), leftovers, note)
+
+
+def _resnet_layers(variant: str) -> dict[str, str]:
     layers = {"stem/conv1": "conv1", "stem/bn1": "bn1"}
     sizes = resnet_variant(variant)
     inputs = sizes.stem
@@ -101,14 +118,7 @@ def resnet_layouts(variant: str) -> tuple[TorchLayout, ...]:
                 layers |= {f"{ours}/shortcut_conv": f"{theirs}.downsample.0"}
                 layers |= {f"{ours}/shortcut_bn": f"{theirs}.downsample.1"}
         inputs = width
-    return (
-        TorchLayout(
-            f"torchvision or timm, {variant}",
-            _parameters(layers),
-            leftovers=(("the classifier", r"^fc\."), _COUNTERS),
-            note="computed on (x - 0.45) / 0.225 as SurroundDepth does, not with ImageNet's own statistics",
-        ),
-    )
+    return layers
 
 
 def _efficientnet_names(

@@ -166,7 +166,7 @@ def _metres(bits: jax.Array) -> jax.Array:
 
 
 def kept_points(xyz: Array, mask: Array, near: float, far: float) -> Array:
-    """(..., 3) metres about the sensor, (...) mask → (...): out of the box of ±`near` m, nearer than `far`."""
+    """(..., 3) metres about the sensor, (...) mask → (...): beyond ±`near` m, nearer than `far`."""
     xp = np if isinstance(xyz, np.ndarray) else jnp
     own = (xp.abs(xyz[..., 0]) < near) & (xp.abs(xyz[..., 1]) < near)
     return mask & ~own & (xp.sum(xyz * xyz, axis=-1) < far * far)
