@@ -9,19 +9,16 @@ queries and its database.
 """
 
 import argparse
-import json
-import os
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_prep import place_splits
+from data_prep import prepared as prepared_folders
 from data_prep.errors import InputError
 from data_prep.i2p_records import PANORAMA
 from data_prep.view import save_whole
@@ -43,22 +40,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--frame", type=int, help="the number in the file's name; default: the first")
     parser.add_argument("--out", type=Path, required=True, help="a .png file")
     options = parser.parse_args(argv)
-    manifest = _read_manifest(options.prepared)
+    manifest = prepared_folders.read_manifest(options.prepared, "i2p")
     record = read_record(options.prepared, manifest, options.sequence, options.frame)
     save_whole(draw(options.prepared, manifest, record), options.out)
     print(f"{options.out}: sequence {record['sequence']}, frame {record['frame_id']}")
-
-
-def _read_manifest(prepared: Path) -> dict[str, Any]:
-    path = prepared / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        converter = manifest["converter"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected the manifest of a prepared folder, found {error!r}.") from None
-    if converter != "i2p":
-        raise InputError(f"{path}: expected a folder that i2p wrote, found one of {converter}.")
-    return manifest
 
 
 def read_record(
@@ -69,10 +54,10 @@ def read_record(
     name = next(iter(sorted(sequences))) if sequence is None else sequence
     if name not in sequences:
         raise InputError(f"--sequence: expected one of {', '.join(sorted(sequences))}, found {name!r}.")
-    features = tfds.features.FeaturesDict.from_config(str(prepared / "frames"))
-    names = tfds.features.FeaturesDict({key: features[key] for key in ("sequence", "frame_id")})
+    features = prepared_folders.table_features(prepared, "frames")
+    names = prepared_folders.table_features(prepared, "frames", ("sequence", "frame_id"))
     seen = 0
-    for payload in _payloads(prepared / "frames", manifest["tables"]["frames"]["shards"]):
+    for payload in prepared_folders.payloads(prepared, manifest, "frames"):
         found = names.deserialize_example_np(payload)
         if found["sequence"].decode() == name:
             seen += 1
@@ -80,17 +65,6 @@ def read_record(
                 record = features.deserialize_example_np(payload)
                 return {**record, "sequence": name, "frame_id": int(found["frame_id"])}
     raise InputError(f"--frame: expected one of the {seen} frames of sequence {name}, found {frame_id}.")
-
-
-def _payloads(folder: Path, shards: int) -> Iterator[bytes]:
-    """The serialized records in order: u64 length, checksum, payload, checksum."""
-    for shard in range(shards):
-        path = folder / f"{folder.name}-{folder.name}.tfrecord-{shard:05d}-of-{shards:05d}"
-        with path.open("rb") as file:
-            while head := file.read(12):
-                (length,) = struct.unpack("<Q", head[:8])
-                yield file.read(length)
-                file.seek(4, os.SEEK_CUR)
 
 
 def draw(prepared: Path, manifest: Mapping[str, Any], record: Mapping[str, Any]) -> Figure:

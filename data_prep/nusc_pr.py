@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         version=options.version,
         workers=options.workers,
         image_size=options.image_size,
-        grid=SphericalGrid(*options.range_image, options.fov_up, options.fov_down),
+        grid=grid_of(options),
         rules=rules_of(options),
         locations=options.locations,
         missing_images=options.missing_images,
@@ -137,6 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     rule.add_argument("--seed", type=option_types.zero_or_more, default=defaults.seed)
     return parser
+
+
+def grid_of(options: argparse.Namespace) -> SphericalGrid:
+    """The range image's grid, of parsed options; InputError for what is none."""
+    try:
+        return SphericalGrid(*options.range_image, options.fov_up, options.fov_down)
+    except ValueError as error:
+        raise InputError(f"--fov-up, --fov-down: {error}.") from None
 
 
 Rule = places.SupervisedRule | places.SelfSupervisedRule

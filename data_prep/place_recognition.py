@@ -214,8 +214,8 @@ def _old_scenes(frames: Frames, starts: np.ndarray, rule: SelfSupervisedRule) ->
         return starts - starts.min() < rule.gamma * DAY
     count = rule.test_scenes
     if count is None:
-        count = max(1, round(len(starts) * 150 / 850))
-    if not 0 < count < len(starts):
+        count = min(max(1, round(len(starts) * 150 / 850)), len(starts) - 1)
+    elif not 0 < count < len(starts):
         raise InputError(
             f"self-supervised scheme: expected from 1 to {len(starts) - 1} test scenes of {len(starts)}, "
             f"found {count}. Change --test-scenes, or divide by date with --by-date."
@@ -293,8 +293,8 @@ def lacking(location: str, division: Division) -> list[str]:
     reasons = []
     if not (len(division.train_query) or len(division.val_query) or len(division.test_query)):
         reasons.append(
-            f"{location}: no place is visited again: expected frames near the database, found all "
-            f"{len(division.database)} frames in it"
+            f"{location}: expected places that are visited again, found not one query: all "
+            f"{len(division.database)} frames are in the database"
         )
         return reasons
     if not len(division.test_query):

@@ -61,7 +61,7 @@ def make_root(folder: Path, frames_per_scene: int = 2, image_size: tuple[int, in
     root = folder / "raw"
     width, height = image_size
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in nuscenes.TABLES}
-    tables["log"].append({"token": "log", "location": LOCATION})
+    tables["log"].append({"token": "log", "location": LOCATION, "date_captured": "2018-05-21"})
     for index, channel in enumerate((*nuscenes.CAMERAS, nuscenes.LIDAR, "RADAR_FRONT")):
         (root / "samples" / channel).mkdir(parents=True)
         camera = channel.startswith("CAM")
@@ -84,10 +84,21 @@ def make_root(folder: Path, frames_per_scene: int = 2, image_size: tuple[int, in
         else:
             (root / "samples" / channel / "sweep.pcd.bin").write_bytes(bytes(nuscenes.LIDAR_POINT_BYTES * 3))
     for number, scene in enumerate(SCENES):
-        tables["scene"].append({"token": scene, "name": scene, "log_token": "log"})
+        tables["scene"].append(
+            {
+                "token": scene,
+                "name": scene,
+                "log_token": "log",
+                "nbr_samples": frames_per_scene,
+                "first_sample_token": f"sample-{number}-0",
+            }
+        )
         for i in range(frames_per_scene):
             sample, time = f"sample-{number}-{i}", 1_000_000 * number + 1000 * i
-            tables["sample"].append({"token": sample, "timestamp": time, "scene_token": scene})
+            following = f"sample-{number}-{i + 1}" if i + 1 < frames_per_scene else ""
+            tables["sample"].append(
+                {"token": sample, "timestamp": time, "scene_token": scene, "next": following}
+            )
             for record in tables["calibrated_sensor"]:
                 channel = record["token"].removeprefix("calibrated-")
                 camera = channel.startswith("CAM")

@@ -168,7 +168,7 @@ def test_too_few_frames_for_the_negatives():
 @pytest.mark.parametrize(
     ("scenes", "said"),
     [
-        (((0, [0, 50, 100]), (200, [150, 200])), "no place is visited again"),
+        (((0, [0, 50, 100]), (200, [150, 200])), "found not one query: all 5 frames are in the database"),
         (((0, [0, 0.5, 100]), (20, [150, 200, 200.5, 300, 400])), "expected test queries, found none"),
         (((0, [0, 50]), (200, [0.5, 50, 100, 200, 300])), "expected training queries, found none"),
     ],
