@@ -57,6 +57,10 @@ def main(argv: list[str]) -> None:
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         parser.error(f"unknown format {', '.join(unknown)}; known are {', '.join(FORMATS)}")
+    for name in formats:
+        sizes = SIZE_TABLES.get(name, SIZES)
+        if arguments.size not in sizes:
+            parser.error(f"{name} has no size {arguments.size!r}; it has {', '.join(sorted(sizes))}")
     if arguments.seed < 0:
         parser.error(f"--seed must not be negative, it is {arguments.seed}")
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))

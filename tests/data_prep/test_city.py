@@ -160,6 +160,12 @@ def test_unknown_format_is_a_usage_error(tmp_path, capsys):
     assert "unknown format kitty" in capsys.readouterr().err
 
 
+def test_a_size_that_a_format_has_not_is_a_usage_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        generate.main(["--out", str(tmp_path), "--size", "revisited", "--formats", "nuscenes,kitti"])
+    assert "kitti has no size 'revisited'; it has large, medium, small, tiny" in capsys.readouterr().err
+
+
 # The nuScenes tables
 
 
@@ -516,7 +522,7 @@ def test_parked_cars_differ_by_date_and_leave_the_lane_free(towns):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["medium", "large"])
+@pytest.mark.parametrize("size", ["revisited", "medium", "large"])
 def test_larger_cities_fit_their_maps_and_the_official_names(size):
     for world, logs in generate.plan(size, 0):
         canvas = np.array(MAP_SIZES[world.location])

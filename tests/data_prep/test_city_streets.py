@@ -8,6 +8,7 @@ from data_prep.city import generate
 from data_prep.city.curves import Curve
 from data_prep.city.drives import KEYFRAME_SECONDS, REVISITS, Log
 from data_prep.city.map_expansion import expansion
+from data_prep.city.sizes import SIZES
 from data_prep.city.world import World
 
 
@@ -186,3 +187,27 @@ def test_revisits_pass_the_same_places_as_their_kind_says(towns):
             elif log.kind == "same" and len(across):
                 assert np.median(across) < 0.6
     assert seen == set(REVISITS)
+
+
+def test_in_a_town_of_repeated_drives_every_drive_comes_again_in_every_way():
+    size = SIZES["tiny_revisited"]
+    ((_, logs),) = generate.plan("tiny_revisited", 0)
+    firsts = [log for log in logs if log.kind == "first"]
+    for first in firsts:
+        again = [log for log in logs if log.revisits == first.number]
+        assert [log.kind for log in again] == list(size.repeats)
+        assert first.date not in {log.date for log in again}
+        for log in again:
+            before, now = (it.trajectory.pose(np.arange(0, it.seconds, 0.2))[:, :2] for it in (first, log))
+            nearest = np.linalg.norm(now[:, None] - before[None], axis=-1).min(1)
+            if log.kind != "opposite":
+                assert (nearest < 12).all()
+            elif log.district == "train":
+                # A way back begins at a junction, up to one street beyond where the first drive ended.
+                assert (nearest < 12).mean() > 0.3
+    assert len(firsts) == len(size.districts)
+    for district, planned in size.districts.items():
+        own = [log for log in logs if log.district == district]
+        assert all(len(log.scenes) == 1 for log in own)
+        assert sum(scene.keyframes for log in own for scene in log.scenes) == planned.keyframes
+    assert len({scene.name for log in logs for scene in log.scenes}) == len(logs)
