@@ -16,7 +16,7 @@ workers; each of them also builds its towns, 2 to 7 s each.
 `medium` and `large` are for machines with many cores: 16 of them make `medium` in about 14 minutes, `large`
 in 3.5 hours.
 
-For place recognition there are `revisited` (2 towns, 2,400 keyframes, images of 160x90, 32 x 360 rays a sweep,
+For place recognition there are `revisited` (2 towns, 2,400 keyframes, images of 160x90, 32 x 360 rays,
 0.65 GB) and `tiny_revisited` (72 keyframes, 80x45, 32 x 120, 11 s of a core): few streets, each driven four
 times, on dates of their own. `revisited` took nine minutes on two cores that others used as well.
 
