@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import nusc_pr, nusc_pr_export
+from data_prep import nusc_pr, nusc_pr_export, nusc_pr_view
 from data_prep.errors import InputError
 from data_prep.nusc_pr_records import CAMERAS
 from data_prep.raw import nuscenes
@@ -379,3 +379,19 @@ def test_export_wants_a_folder_of_its_converter(tmp_path):
 
 def test_version_is_read_from_the_root(drives, tmp_path):
     assert run(drives, tmp_path / "out", *KEEP)["source"]["version"] == VERSION
+
+
+def test_view_draws_a_keyframe_and_says_which(drives, tmp_path, capsys):
+    table = drives.tables["sample_data"]
+    table[:] = [r for r in table if r["token"] != "data-sample-1-0-CAM_BACK"]
+    drives.write()
+    run(drives, tmp_path / "out", *KEEP)
+    picture = tmp_path / "view.png"
+    where = ("--prepared", str(tmp_path / "out"), "--out", str(picture))
+    nusc_pr_view.main(where)
+    assert capsys.readouterr().out.endswith("view.png: record 4\n")  # the first test query
+    assert cv2.imread(str(picture)).shape[1] == 1600
+    with pytest.raises(InputError, match="--record: expected a number from 0 to 10, found 11"):
+        nusc_pr_view.main((*where, "--record", "11"))
+    with pytest.raises(InputError, match="--scheme: expected one of supervised, .*found 'other'"):
+        nusc_pr_view.main((*where, "--scheme", "other"))
