@@ -393,5 +393,5 @@ def test_view_draws_a_keyframe_and_says_which(drives, tmp_path, capsys):
     assert cv2.imread(str(picture)).shape[1] == 1600
     with pytest.raises(InputError, match="--record: expected a number from 0 to 10, found 11"):
         nusc_pr_view.main((*where, "--record", "11"))
-    with pytest.raises(InputError, match="--scheme: expected one of supervised, .*found 'other'"):
+    with pytest.raises(InputError, match=r"--scheme: expected one of self_supervised, .*found 'other'"):
         nusc_pr_view.main((*where, "--scheme", "other"))
