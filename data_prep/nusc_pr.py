@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         image_size=options.image_size,
         grid=grid_of(options),
         rules=rules_of(options),
-        locations=options.locations,
+        locations=options.locations or None,
         missing_images=options.missing_images,
         lacking=options.lacking,
         gaps=options.min_gap_days,

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import nusc_pr_folder
 from data_prep import place_recognition as places
 from data_prep import prepared as prepared_folders
-from data_prep.errors import InputError
 from data_prep.tables import write_whole
 
 
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> None:
 
 def export(prepared: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
     """Path in the folder → content, of all schemes."""
-    frames = read_frames(prepared, manifest)
+    frames = nusc_pr_folder.read_frames(prepared, manifest)
     files = {}
     for scheme, told in manifest["schemes"].items():
-        divisions = read_divisions(prepared, scheme, manifest["locations"])
+        divisions = nusc_pr_folder.read_divisions(prepared, scheme, manifest["locations"])
         kind = "self_supervised" if scheme.startswith("self_supervised") else "supervised"
         truth_of = {
             location: places.ground_truth(frames, division, told["positive_radius_m"], told["dimensions"])
@@ -59,45 +59,6 @@ def export(prepared: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
         for name, content in _FILES[kind](frames, divisions, truth_of).items():
             files[f"{scheme}_data/{name}"] = content
     return files
-
-
-def read_frames(prepared: Path, manifest: Mapping[str, Any]) -> places.Frames:
-    """What the schemes ask of a prepared folder's keyframes."""
-    scenes = [
-        prepared_folders.table_features(prepared, "scenes").deserialize_example_np(payload)
-        for payload in prepared_folders.payloads(prepared, manifest, "scenes")
-    ]
-    tokens = prepared_folders.table_features(prepared, "frames", ("token",))
-    counts = [len(scene["timestamp"]) for scene in scenes]
-    return places.Frames(
-        tokens=np.array(
-            [
-                tokens.deserialize_example_np(payload)["token"].decode()
-                for payload in prepared_folders.payloads(prepared, manifest, "frames")
-            ]
-        ),
-        locations=np.repeat([scene["location"].decode() for scene in scenes], counts),
-        scenes=np.repeat(np.arange(len(scenes)), counts),
-        scene_names=tuple(scene["scene"].decode() for scene in scenes),
-        xyz=np.concatenate([scene["global_T_ego"][:, :3, 3] for scene in scenes]),
-        time=np.concatenate([scene["timestamp"] for scene in scenes]),
-    )
-
-
-def read_divisions(prepared: Path, scheme: str, locations: Sequence[str]) -> dict[str, places.Division]:
-    """Location → division, of one scheme's file; InputError where it is damaged."""
-    path = prepared / "splits" / f"{scheme}.npz"
-    names = ("database", "train_query", "val_query", "test_query", "train_positives", "train_negatives")
-    try:
-        with np.load(path) as arrays:
-            return {
-                location: places.Division(**{name: arrays[f"{location}_{name}"] for name in names})
-                for location in locations
-            }
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: expected the splits of {', '.join(locations)}, found {error!r}. Convert again."
-        ) from None
 
 
 Divisions = Mapping[str, places.Division]

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from data_prep import appearance, nusc_pr_export
+from data_prep import appearance, nusc_pr_folder
 from data_prep import place_recognition as places
 from data_prep import prepared as prepared_folders
 from data_prep.errors import InputError
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 def _chosen(prepared: Path, manifest: Mapping[str, Any], scheme: str, record: int | None) -> int:
     frames = manifest["counts"]["frames"]
     if record is None:
-        divisions = nusc_pr_export.read_divisions(prepared, scheme, manifest["locations"]).values()
+        divisions = nusc_pr_folder.read_divisions(prepared, scheme, manifest["locations"]).values()
         return int(next((d.test_query[0] for d in divisions if len(d.test_query)), 0))
     if not 0 <= record < frames:
         raise InputError(f"--record: expected a number from 0 to {frames - 1}, found {record}.")
@@ -95,9 +95,9 @@ def draw(prepared: Path, manifest: Mapping[str, Any], scheme: str, number: int) 
         axes.set_facecolor("0.85")
         axes.set_xticks([])
         axes.set_yticks([])
-    frames = nusc_pr_export.read_frames(prepared, manifest)
+    frames = nusc_pr_folder.read_frames(prepared, manifest)
     location = str(frames.locations[number])
-    division = nusc_pr_export.read_divisions(prepared, scheme, [location])[location]
+    division = nusc_pr_folder.read_divisions(prepared, scheme, [location])[location]
     _draw_town(figure.add_subplot(grid[3, :3]), frames, division, number, f"{location}, {scheme}")
     radius = manifest["schemes"][scheme]["positive_radius_m"]
     _draw_near(figure.add_subplot(grid[3, 3:]), frames, division, number, radius)
