@@ -32,6 +32,7 @@ from placerec_jax.data.records import as_text
 from placerec_jax.errors import ConfigError, UserError
 from placerec_jax.evaluation import reference_descriptors, retrieval, targets
 from placerec_jax.evaluation import references as references_folder
+from placerec_jax.evaluation.inference import spread
 from placerec_jax.evaluation.loop_retrieval import KINDS, revisit_kinds
 from placerec_jax.evaluation.retrieval import Answers, Barred, Task
 
@@ -155,7 +156,8 @@ def tasks_of(rule: Rule, rows: Mapping[str, np.ndarray]) -> dict[str, Task]:
         )
     chosen = rule.locations or tuple(known)
     is_query = np.asarray(rows["is_query"], bool)
-    xy = np.asarray(rows["global_T_ego"], np.float64)[:, :2, 3]
+    # The benchmark's ground truth is of float32 positions.
+    xy = np.asarray(rows["global_T_ego"], np.float64)[:, :2, 3].astype(np.float32).astype(np.float64)
     found = retrieval.tasks(location, xy, is_query, rule.radius)
     tasks = {name: found[name] for name in chosen if name in found}
     if not tasks:
@@ -448,20 +450,25 @@ def verdict(scores: Mapping[str, Any]) -> list[str]:
 
 
 def annotate(prepared: PreparedFolder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Adds what the frames table says of every `index`: `location`, `scene`, `token`, `date_captured`,
-    `sample_number`, `timestamp` (N,) and `global_T_ego` (N, 4, 4)."""
-    names = ("location", "scene", "sample_number", "token", "date_captured", "timestamp", "global_T_ego")
-    known = prepared.table("frames").columns(names, np.asarray(rows["index"]))
+    """Adds what the scenes table says of every `index`: `location`, `scene`, `date_captured`,
+    `sample_number` in the scene, `timestamp` (N,) and `global_T_ego` (N, 4, 4)."""
+    table = prepared.table("scenes")
+    records = sorted((table[i] for i in range(len(table))), key=lambda record: int(record["first"]))
+    first = np.array([record["first"] for record in records], np.int64)
+    index = np.asarray(rows["index"], np.int64)
+    scene = np.searchsorted(first, index, side="right") - 1
+    timestamp = np.concatenate([record["timestamp"] for record in records])
+    poses = np.concatenate([record["global_T_ego"] for record in records])
     texts = {
-        name: np.array([as_text(value) for value in known[name]])
-        for name in ("location", "scene", "token", "date_captured")
+        name: np.array([as_text(record[name]) for record in records])[scene]
+        for name in ("location", "scene", "date_captured")
     }
     return {
         **rows,
         **texts,
-        "sample_number": known["sample_number"],
-        "timestamp": known["timestamp"].astype(np.int64),
-        "global_T_ego": np.asarray(known["global_T_ego"], np.float64).reshape(-1, 4, 4),
+        "sample_number": index - first[scene],
+        "timestamp": timestamp.astype(np.int64)[index],
+        "global_T_ego": np.asarray(poses, np.float64).reshape(-1, 4, 4)[index],
     }
 
 
@@ -513,13 +520,38 @@ def watched(
     cfg: ml_collections.ConfigDict, prepared: PreparedFolder, split: str, limit: int | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(≤ limit,) ascending numbers of the examples of a split that training's evaluation looks at, and what
-    is known of them. See `retrieval.thinned` for which."""
+    is known of them.
+
+    Frames of a database are metres apart: evenly thinned, it would hold nothing right for most queries. So of
+    more than `limit` a quarter are queries that something is right for, evenly spread, with the nearest right
+    entry of each, of another scene where there is one; the rest are evenly spread over the database. Its
+    recall compares checkpoints, and is not the report's.
+    """
+    rule = rule_of(cfg)
     index = prepared.split(cfg.data.scheme, split)
     known = annotate(prepared, {"index": index}) | {"is_query": asks(cfg, prepared, index)}
-    here = np.isin(known["location"], rule_of(cfg).locations or known["location"])
-    numbers = np.flatnonzero(here)
-    examples = numbers[retrieval.thinned(known["is_query"][numbers], limit)]
+    tasks = tasks_of(rule, known)
+    examples = np.sort(
+        np.concatenate([side for task in tasks.values() for side in (task.query, task.database)])
+    )
+    if limit is not None and limit < len(examples):
+        pairs = np.concatenate([_nearest_right(rule, known, task) for task in tasks.values()])
+        chosen = np.unique(pairs[spread(len(pairs), max(1, limit // 4))])
+        others = np.setdiff1d(examples[~known["is_query"][examples]], chosen)
+        rest = others[spread(len(others), max(0, limit - len(chosen)))]
+        examples = np.sort(np.concatenate([chosen, rest]))
     return examples, {name: values[examples] for name, values in known.items() if name != "index"}
+
+
+def _nearest_right(rule: Rule, rows: Mapping[str, np.ndarray], task: Task) -> np.ndarray:
+    """(A, 2) row numbers of every query that something is right for and of the nearest right entry, one of
+    another scene before any of its own."""
+    query, entry = task.pair_query, task.pair_entry
+    own = barred_of(rule, rows, task, OTHER_SCENES)(query, entry)
+    apart = np.linalg.norm(task.query_xy[query] - task.database_xy[entry], axis=1)
+    order = np.lexsort((apart, own, query))
+    asked, first = np.unique(query[order], return_index=True)
+    return np.stack([task.query[asked], task.database[entry[order][first]]], axis=1)
 
 
 # --- The report ---------------------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ def frames(descriptor, x, is_query, *, scene=None, day=None, location=None, y=No
         "location": np.array(["town"] * count if location is None else location),
         "scene": np.array([f"scene-{i}" for i in (np.zeros(count, int) if scene is None else scene)]),
         "sample_number": np.arange(count),
-        "token": np.array([f"token-{i}" for i in range(count)]),
         "date_captured": np.array(["2026-01-01"] * count),
         "timestamp": (np.asarray([0] * count if day is None else day, float) * DAY).astype(np.int64),
         "global_T_ego": poses(x, y, yaw),
@@ -65,5 +64,4 @@ def drives(seed=0, dim=16, noise=0.3, length=60, names=("north", "south")):
             )
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rows["index"] = rows["position"] = np.arange(len(rows["index"]))
-    rows["token"] = np.array([f"token-{i}" for i in rows["index"]])
     return rows
