@@ -69,11 +69,10 @@ class LoupeNetVLAD(nn.Module):
         centres = self.param("centres", init, (dim, self.clusters))
         logits = (tokens @ kernel.astype(self.dtype)).astype(jnp.float32)
         share = jax.nn.softmax(self._shifted("assignment", logits, dim**-0.5, train), axis=-1)
+        share = share.astype(self.dtype)  # before either sum, so that they are of the same shares
         # Sums over a thousand tokens and differences of them: float32 whatever the network computes in.
-        sums = jnp.einsum(
-            "btk,btd->bdk", share.astype(self.dtype), tokens, preferred_element_type=jnp.float32
-        )
-        sums = sums - share.sum(axis=1)[:, None] * centres
+        sums = jnp.einsum("btk,btd->bdk", share, tokens, preferred_element_type=jnp.float32)
+        sums = sums - share.astype(jnp.float32).sum(axis=1)[:, None] * centres
         flat = unit_norm(unit_norm(sums, axis=1).reshape(len(tokens), dim * self.clusters))
         x = flat @ self.param("projection", init, (dim * self.clusters, self.width))
         deviation = self.width**-0.5

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import torch
+from flax import linen as nn
 
 _BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
 
@@ -57,3 +58,21 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> None:
 def assert_same_structure(given: dict, expected: dict) -> None:
     """Every parameter of the Flax module is given, in its shape, and no other."""
     assert jax.tree.map(np.shape, given) == jax.tree.map(np.shape, expected)
+
+
+def drawn(module: nn.Module, *inputs: object, seed: int = 0) -> dict:
+    """Variables of a Flax module for these inputs, drawn without compiling its initialisation.
+
+    Kernels have a variance of 2 over their inputs; scales and variances are about 1, the rest about 0.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
+        return rng.normal(0, np.sqrt(2 / fan_in), leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

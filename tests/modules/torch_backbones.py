@@ -1,4 +1,4 @@
-"""EfficientNet-B0 and VGG-16 in torch, whose state dicts have the names of torchvision's and timm's.
+"""EfficientNet-B0, VGG-16 and ResNets in torch, whose state dicts have the names of torchvision's and timm's.
 
 Written from the papers and the libraries' names of parameters; each forward pass returns feature maps.
 """
@@ -179,4 +179,44 @@ class TorchVgg(nn.Module):
             if isinstance(layer, nn.MaxPool2d):
                 levels.append(x)
             x = layer(x)
+        return levels
+
+
+# --- ResNet of basic blocks: torchvision's and timm's names
+
+
+class TorchBasicBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class TorchResNet(nn.Module):
+    def __init__(self, blocks, widths=(64, 128, 256, 512)):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        inputs = 64
+        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True), start=1):
+            layers = []
+            for i in range(count):
+                layers.append(TorchBasicBlock(inputs, width, 2 if stage > 1 and i == 0 else 1))
+                inputs = width
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.fc = nn.Linear(inputs, 10)
+
+    def forward(self, x):
+        levels = [F.relu(self.bn1(self.conv1(x)))]
+        x = F.max_pool2d(levels[0], 3, 2, 1)
+        for stage in (1, 2, 3, 4):
+            x = getattr(self, f"layer{stage}")(x)
+            levels.append(x)
         return levels

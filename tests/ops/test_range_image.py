@@ -260,7 +260,6 @@ def scans():
 @pytest.mark.parametrize("mode", range_image.DIFFERENCES)
 def test_true_pose_explains_and_identity_does_not(scans, mode):
     *clouds, query_T_other = scans
-    # In "sample" a point is compared with its neighbours as well: a smooth scene, here the ground and a wall.
     differ = jax.jit(lambda T: range_image.DIFFERENCES[mode](*clouds, T, SphericalGrid(16, 64)))
     means = {}
     for name, pose in (("true", query_T_other), ("identity", np.eye(4, dtype=np.float32)[None])):
@@ -278,7 +277,7 @@ def test_true_pose_explains_and_identity_does_not(scans, mode):
 def room():
     """(1, P, 3) points on walls and floor of a room of 16 x 24 m about the sensor: smooth but for edges."""
     rng = np.random.default_rng(0)
-    azimuth, elevation = rng.uniform(-np.pi, np.pi, 20000), np.deg2rad(rng.uniform(-28, 9, 20000))
+    azimuth, elevation = rng.uniform(-np.pi, np.pi, 40000), np.deg2rad(rng.uniform(-28, 9, 40000))
     ray = np.stack(
         [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], -1
     )
@@ -290,7 +289,7 @@ def room():
 def test_sampling_explains_a_smooth_scene_and_sees_a_turn_that_scattering_hardly_sees():
     cloud = room()
     mask = np.ones(cloud.shape[:2], bool)
-    grid = SphericalGrid(16, 132)
+    grid = SphericalGrid(32, 264)
 
     def mean(mode, yaw):
         pose = (

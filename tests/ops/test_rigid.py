@@ -84,3 +84,20 @@ def test_no_product_on_a_device_is_rounded():
     assert len(found) == 2
     for product in found:
         assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
+
+
+def test_axis_angle_is_the_matrix_exponential_also_near_zero_and_differentiable_at_it():
+    from scipy.linalg import expm
+
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20, 3)) * np.repeat([1.0, 1e-3, 1e-5, 0.0], 5)[:, None]
+
+    def cross(v):
+        return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+
+    found = rigid.axis_angle_to_matrix(vectors)
+    np.testing.assert_allclose(found, [expm(cross(v)) for v in vectors], atol=1e-12)
+    on_device = jax.jit(rigid.axis_angle_to_matrix)
+    np.testing.assert_allclose(on_device(vectors.astype(np.float32)), found, atol=1e-6)
+    slope = jax.jit(jax.jacobian(on_device))(jnp.zeros(3))  # of exp at 0: the generators themselves
+    np.testing.assert_allclose(slope, np.stack([cross(v) for v in np.eye(3)], axis=-1), atol=1e-7)

@@ -16,6 +16,8 @@ from configs import maplocnet as config_module
 from placerec_jax.methods import Pretrained, maplocnet
 from placerec_jax.modules import torch_names
 from placerec_jax.modules.efficientnet import EfficientNetB0
+from placerec_jax.modules.lcpr import LCPR
+from placerec_jax.modules.resnet import RESNETS, ResNetLevels
 from placerec_jax.modules.vgg import VGG16Trunk
 from placerec_jax.training.pretrained import load_pretrained
 from placerec_jax.training.sharding import leaf_name
@@ -118,6 +120,52 @@ def test_the_other_convention_computes_something_else(convention, efficientnet, 
     module = EfficientNetB0(convention=convention)
     found = jax.jit(lambda v: module.apply(v, IMAGES, train=False))(variables)["reduction_2"]
     assert np.abs(found - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("variant", ["resnet18", "resnet34"])
+def test_resnet(variant, tmp_path):
+    network = random(torch_backbones.TorchResNet(RESNETS[variant].blocks))
+    path = save(network.state_dict(), tmp_path / "weights.pth")
+    module = ResNetLevels(variant)
+
+    variables, said, record = load(fresh(module, False), path, torch_names.resnet_layouts(variant))
+
+    levels = jax.jit(lambda v: module.apply(v, IMAGES, train=False))(variables)
+    with torch.no_grad():
+        assert_levels_equal(levels, network(from_torch.nchw(IMAGES)))
+    assert record["trunk"]["arrays"] == len(jax.tree.leaves(variables))
+    assert "no match" not in said
+
+
+def test_lcpr_starts_both_its_branches_from_one_resnet(tmp_path):
+    network = random(torch_backbones.TorchResNet(RESNETS["resnet18"].blocks))
+    path = save(network.state_dict(), tmp_path / "weights.pth")
+    shapes = jax.eval_shape(
+        lambda: LCPR().init(
+            jax.random.key(0),
+            np.zeros((2, 6, 32, 32, 3), np.float32),
+            np.ones((2, 6), bool),
+            np.zeros((2, 32, 64, 1), np.float32),
+            False,
+        )
+    )
+    variables = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), shapes)
+    variables = {collection: {"trunk": tree} for collection, tree in variables.items()}
+
+    found, said, _ = load(variables, path, torch_names.lcpr_layouts())
+
+    params, stats = found["params"], found["batch_stats"]
+    kernel = from_torch.conv(network.layer3[0].downsample[0])["kernel"]
+    for branch in ("layer3", "range_layer3"):
+        np.testing.assert_array_equal(params[branch]["block0"]["shortcut_conv"]["kernel"], kernel)
+        mean = from_torch.array(network.layer3[1].bn2.running_mean)
+        np.testing.assert_array_equal(stats[branch]["block1"]["bn2"]["mean"], mean)
+    np.testing.assert_array_equal(params["stem"]["conv1"]["kernel"], from_torch.conv(network.conv1)["kernel"])
+    assert not np.asarray(params["range_stem"]["kernel"]).any()  # it has no counterpart
+    unmatched = [line for line in said.splitlines() if "no match" in line]
+    assert not [
+        line for line in unmatched if re.search(r"(stem|layer\d)/", line) and "range_stem" not in line
+    ]
 
 
 @pytest.mark.parametrize("depth", ["conv4_3", "conv5_3"])
