@@ -72,8 +72,10 @@ def drive_map(
         (hopeless, HOPELESS, "x", "nothing right to find"),
     )
     known = np.concatenate([database_xy, query_xy])
-    span = np.ptp(known, axis=0)
-    width, height = (9.0 * np.maximum(span, 0.25 * span.max()) / max(span.max(), 1.0)).tolist()
+    # Of a straight street, too, a strip is shown that is a quarter as wide as long.
+    span, middle = np.ptp(known, axis=0), (known.min(axis=0) + known.max(axis=0)) / 2
+    shown = np.maximum(np.maximum(span, 0.25 * span.max()), 1.0)
+    width, height = (9.0 * shown / shown.max()).tolist()
     with rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(width + 3.2, height + 1.0), layout="constrained")
         axes = figure.subplots()
@@ -98,5 +100,6 @@ def drive_map(
         entries.append(Line2D([], [], color=WRONG, lw=0.8, alpha=0.5, label="what came first instead"))
         figure.legend(handles=entries, loc="outside right upper", fontsize=8)
         axes.set(title=title, xlabel="x, m", ylabel="y, m", aspect="equal")
-        axes.margins(0.05)
+        (left, bottom), (right_end, top) = middle - 0.55 * shown, middle + 0.55 * shown
+        axes.set(xlim=(left, right_end), ylim=(bottom, top))
         return encode(figure)
