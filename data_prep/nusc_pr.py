@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from placerec_jax.ops.range_image import SphericalGrid
 
 FRAMES_PER_SHARD = 64
 _LISTED = 10  # files named in a message
+_LOCATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -301,6 +303,12 @@ def arrays_of(scenes: Sequence[nuscenes.Scene]) -> places.Frames:
 
 def _of_locations(scenes: list[nuscenes.Scene], wanted: Sequence[str] | None) -> list[nuscenes.Scene]:
     there = Counter(scene.location for scene in scenes)
+    odd = sorted(name for name in there if not _LOCATION.fullmatch(name))
+    if odd:
+        raise InputError(
+            "log.json: field 'location': expected letters, digits, '-', '_' and '.': splits and files "
+            f"have its name; found {odd[0]!r}. Rename it in the table."
+        )
     absent = sorted(set(wanted or ()) - set(there))
     if absent:
         raise InputError(

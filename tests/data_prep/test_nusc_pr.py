@@ -253,6 +253,10 @@ BAD_ROOTS = {
         _change("sample", "sample-0-2", next=""),
         r"'scene-0001': field 'nbr_samples' is 4, found 3 samples one after another",
     ),
+    "location": (
+        lambda tiny: [_change("log", f"log-{n}", location="../up")(tiny) for n in range(3)],
+        r"log\.json: field 'location': expected letters.*found '\.\./up'",
+    ),
     "dangling": (
         _change("sample", "sample-0-2", next="gone"),
         r"'next' is 'gone', expected a token of sample",
