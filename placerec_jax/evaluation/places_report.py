@@ -1,6 +1,8 @@
 """Sections of the report on places: verdict, tables, recall curves, maps, queries beside what they found."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -259,7 +261,7 @@ def sections(
     result += tables(scores, method)
     found = [
         Section("Result", result),
-        Section("Recall curves", [_curves(scores)]),
+        Section("Recall curves", _curves(cfg, scores, prepared)),
         Section("Where the queries are", _maps(scores, rows)),
     ]
     for group, (features, predictions) in examples.items():
@@ -269,24 +271,63 @@ def sections(
     return found
 
 
-def _curves(scores: Mapping[str, Any]) -> Picture:
+def _curves(
+    cfg: ml_collections.ConfigDict, scores: Mapping[str, Any], prepared: PreparedFolder
+) -> list[Block]:
+    others, refused = compared(cfg, scores, prepared)
     panels = {}
     for condition in scores["rule"]["conditions"]:
         parts = {name: conditions[condition][ALL] for name, conditions in scores["estimates"].items()}
         if parts[MODEL]["curve"][0] is None:
             continue
+        parts |= {name: conditions[condition][ALL] for name, conditions in others.items()}
         panels[words(condition, scores)] = [
             # Chance is everyone's; it is drawn with the model.
             Curve(estimate_name(name), part["curve"], part["chance_curve"] if name == MODEL else ())
             for name, part in parts.items()
         ]
-    return Picture(
+    picture = Picture(
         retrieval_pictures.recall_curves(panels, "AR"),
         "image/png",
         "Share of the queries with a right entry among the first K. Dotted: a random order of the same "
         "entries.",
-        "AR@K of the model and of training-free references under every condition",
+        "AR@K of the model, of training-free references and of other runs under every condition",
     )
+    return [picture, *(Paragraph(f"Not drawn: {reason}.") for reason in refused)]
+
+
+def compared(
+    cfg: ml_collections.ConfigDict, scores: Mapping[str, Any], prepared: PreparedFolder
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """{name: figures of the model, by condition} of the reports in `config.eval.compare`, and why others of
+    them cannot be drawn beside this one: they are of other data, queries or rules.
+
+    What is listed are folders of runs, or their folders `report`; a run is called after its folder.
+    """
+    found, refused = {}, []
+    for folder in tuple(cfg.eval.get("compare", ())):
+        try:
+            record = _read_report(Path(folder))
+            facts = {"fingerprint": record["dataset"]["fingerprint"], "scheme": record["dataset"]["scheme"]}
+            facts |= {name: record["scores"][name] for name in ("rule", "queries", "databases")}
+            model = record["scores"]["estimates"][MODEL]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            refused.append(f"{folder}, which is no report on places ({type(error).__name__}: {error})")
+            continue
+        ours = {"fingerprint": prepared.fingerprint, "scheme": cfg.data.scheme}
+        ours |= {name: scores[name] for name in ("rule", "queries", "databases")}
+        other = [key for key, value in ours.items() if facts[key] != value]
+        if other:
+            refused.append(f"{folder}, which has another {', another '.join(other)}")
+        else:
+            run = Path(folder).resolve()
+            found[run.parent.name if run.name == "report" else run.name] = model
+    return found, refused
+
+
+def _read_report(folder: Path) -> Mapping[str, Any]:
+    inside = folder / "report" / "report.json"
+    return json.loads((inside if inside.is_file() else folder / "report.json").read_text())
 
 
 def _maps(scores: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> list[Block]:

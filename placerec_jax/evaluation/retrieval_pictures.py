@@ -16,6 +16,7 @@ from placerec_jax.evaluation.pose_pictures import STYLE, encode
 
 # Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
 RIGHT, NEARLY, WRONG, HOPELESS, DRIVE = "#009E73", "#E69F00", "#D55E00", "#5b6675", "#c3cad3"
+LINES = ("-", "--", "-.")  # of as many curves as there are colours each
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -37,9 +38,9 @@ def recall_curves(panels: Mapping[str, Sequence[Curve]], figure_name: str = "R")
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
         ):
             for number, curve in enumerate(curves):
-                color = COLORS[number % len(COLORS)]
+                color, line = COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
                 k = np.arange(1, len(curve.recall) + 1)
-                axes.plot(k, 100 * np.asarray(curve.recall), "-o", color=color, ms=3, label=curve.name)
+                axes.plot(k, 100 * np.asarray(curve.recall), f"{line}o", color=color, ms=3, label=curve.name)
                 if len(curve.chance):
                     axes.plot(k, 100 * np.asarray(curve.chance), ":", color=color, lw=1.4)
             entries, _ = axes.get_legend_handles_labels()

@@ -123,6 +123,31 @@ def test_the_page_shows_tables_curves_maps_and_pictures(evaluated):
     assert all(float(line["first_distance_m"]) <= 22.0 for line in found)
 
 
+def test_reports_of_other_runs_are_drawn_beside_it_where_they_are_comparable(evaluated, folder, tmp_path):
+    scores, workdir = evaluated
+    cfg, prepared = make_config(folder), PreparedFolder(folder)
+    record = json.loads((workdir / "report" / "report.json").read_text())
+    for name, change in (("alike", {}), ("data", {"fingerprint": "f"}), ("scheme", {"scheme": "other"})):
+        changed = {**record, "dataset": {**record["dataset"], **change}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(changed))
+    (tmp_path / "alike" / "report.json").rename(tmp_path / "report.json")
+    cfg.eval.compare = [str(workdir), *(str(tmp_path / name) for name in ("alike", "data", "scheme"))]
+    found, refused = places_report.compared(cfg, scores, prepared)
+    assert found == {workdir.name: scores["estimates"]["model"]}
+    cfg.eval.compare = [str(workdir / "report")]
+    assert places_report.compared(cfg, scores, prepared) == (found, [])
+    assert [reason.split(", ", 1)[1][:32] for reason in refused] == [
+        "which is no report on places (Fi",
+        "which has another fingerprint",
+        "which has another scheme",
+    ]
+    cfg.eval.compare = [str(workdir), str(tmp_path)]
+    picture, *paragraphs = places_report._curves(cfg, scores, prepared)
+    assert decoded(picture.data).std() > 5
+    assert paragraphs == []
+
+
 # --- Tables
 
 
