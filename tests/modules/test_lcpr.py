@@ -96,6 +96,7 @@ def test_descriptor_depends_on_both_modalities_but_not_on_a_missing_camera(netwo
     assert np.abs(run(images, mask, np.roll(ranges, 3, axis=1)) - before)[0].max() > 1e-4
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter_and_moves_the_statistics(network):
     _, variables, images, mask, ranges = network
 

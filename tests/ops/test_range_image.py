@@ -206,6 +206,13 @@ def test_wall_keeps_its_distance():
     assert np.abs(ahead.mean() - 10) < 0.2
 
 
+def test_depth_is_projected_without_an_array_of_points():
+    """What the compiler sets aside: cell and distance of every pixel, not three coordinates as well."""
+    depth, *geometry = rig(size=(64, 96))
+    program = jax.jit(lambda d: from_depth(d, *geometry, SphericalGrid(64, 96))).lower(depth).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * depth.nbytes
+
+
 def test_without_cameras_empty_and_finite():
     depth = np.full((1, 2, 4, 4), 5.0, np.float32)
     nothing = np.zeros((1, 2, 3, 3), np.float32), np.full((1, 2, 4, 4), np.nan, np.float32)
