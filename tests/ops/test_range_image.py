@@ -213,6 +213,25 @@ def test_depth_is_projected_without_an_array_of_points():
     assert program.memory_analysis().temp_size_in_bytes < 4 * depth.nbytes
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, simulated or real")
+def test_frames_stay_on_their_devices():
+    """Neither the projection nor its gradient sends anything from one device to another."""
+    depth, *geometry = rig(batch=8, cameras=2, size=(6, 8))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    apart = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    def both(depth, *geometry):
+        image, pull = jax.vjp(lambda d: from_depth(d, *geometry, SMALL), depth)
+        return image, pull(image)
+
+    alone = jax.jit(both)(depth, *geometry)
+    program = jax.jit(both, in_shardings=apart, out_shardings=apart).lower(depth, *geometry).compile()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in program.as_text(), collective
+    for found, expected in zip(program(depth, *geometry), alone, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_cameras_empty_and_finite():
     depth = np.full((1, 2, 4, 4), 5.0, np.float32)
     nothing = np.zeros((1, 2, 3, 3), np.float32), np.full((1, 2, 4, 4), np.nan, np.float32)
