@@ -154,8 +154,8 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     evaluation.locations = ()  # where places are looked for; (): everywhere
     evaluation.best_metric = "recall_at_1"
     evaluation.best_mode = "max"
-    # Training-free descriptors of the sweep's range image, scored by the same code.
-    evaluation.references = ("range_fft", "range_rows")
+    # Training-free descriptors of the sweep, scored by the same code.
+    evaluation.references = ("range_fft", "range_rows", "scan_context")
     return config
 
 
