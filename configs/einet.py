@@ -99,6 +99,7 @@ def _paper(arg: str) -> ml_collections.ConfigDict:
     # Cross-view transformers: at which levels of the encoder (0 is the finest), how many blocks.
     model.cvt = ml_collections.ConfigDict({"levels": (0, 1, 2, 3, 4), "blocks": 4, "heads": 8})
     model.decoder_channels = (16, 32, 64, 128, 256)  # finest first
+    model.depth_start = 0.2  # metres that a fresh decoder predicts: a disparity of a half, as SurroundDepth
     model.range_image = ml_collections.ConfigDict(
         {
             "size": (32, 1056),  # of sweeps, as prepared
@@ -208,6 +209,7 @@ def _built_in_city(config: ml_collections.ConfigDict) -> None:
     config.model.range_image.size = (32, 264)
     config.model.range_image.camera_rows = 64
     config.model.points = 11_520
+    config.model.depth_start = 10.0  # from 0.2 m it would take the small network most of its steps
     config.eval.min_database = 300
 
 

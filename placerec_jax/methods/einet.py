@@ -315,7 +315,8 @@ class Tuples(NamedTuple):
     negatives: np.ndarray  # (Q, n)
 
     def numbers(self, index: int, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
-        """(1 + positives + negatives,) record numbers of tuple `index`, in random order but for the query."""
+        """(1 + positives + negatives,) record numbers of tuple `index`: the query, and so many of its places,
+        drawn in random order."""
         near = rng.permutation(self.positives[index])[:positives]
         far = rng.permutation(self.negatives[index])[:negatives]
         return np.concatenate([self.query[index : index + 1], near, far])
@@ -344,7 +345,7 @@ def _tuples(cfg: ml_collections.ConfigDict, prepared: PreparedFolder, split: str
                     f"or prepare the folder again with --{kind} {count}."
                 )
         if len(query):
-            found.append(Tuples(query, near[:, : kinds["positives"]], far[:, : kinds["negatives"]]))
+            found.append(Tuples(query, near, far))
     if not found:
         raise ConfigError(
             f"{prepared.root}: scheme {cfg.data.scheme!r} has no training queries at {chosen}: nothing lies "
@@ -435,7 +436,8 @@ class EINet(nn.Module):
                 CrossViewTransformer(2 ** (LEVELS - 1 - level), m.cvt.blocks, m.cvt.heads, dtype, m.remat)
                 for level in m.cvt.levels
             ]
-            self.depth_decoder = DepthDecoder(tuple(m.decoder_channels), dtype=dtype, remat=m.remat)
+            channels = tuple(m.decoder_channels)
+            self.depth_decoder = DepthDecoder(channels, start=m.depth_start, dtype=dtype, remat=m.remat)
             self.camera_tokens = self._range_image_encoder(m.range_image.camera_leg)
             if _has_pose(self.cfg):
                 self.pose_net = PoseNet(m.pose_width, dtype)

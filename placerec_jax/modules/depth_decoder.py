@@ -1,5 +1,7 @@
 """Depth of single cameras from the levels of an image encoder, from coarse to fine (SurroundDepth)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,11 +25,13 @@ class DepthDecoder(nn.Module):
     Attributes:
         channels: after every convolution, finest first.
         scales: which heads there are; only the finest is needed for one map a camera.
+        start: metres (at FOCAL) about which the depths of a fresh decoder lie; 0.2 is a disparity of a half.
         remat: compute every step again in the backward pass instead of keeping what it made.
     """
 
     channels: tuple[int, ...] = CHANNELS
     scales: tuple[int, ...] = (0,)
+    start: float = 0.2
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -36,6 +40,12 @@ class DepthDecoder(nn.Module):
         if not self.scales or set(self.scales) - set(SCALES):
             raise ConfigError(f"DepthDecoder: scales are {self.scales}; expected some of {SCALES}")
         convolution = nn.remat(ConvELU) if self.remat else ConvELU
+        if not NEAREST < self.start < FARTHEST:
+            raise ConfigError(
+                f"DepthDecoder: start is {self.start} m; expected a depth between {NEAREST} and {FARTHEST} m"
+            )
+        share = (1 / self.start - 1 / FARTHEST) / (1 / NEAREST - 1 / FARTHEST)
+        start = nn.initializers.constant(math.log(share / (1 - share)))
         x, disparity = levels[-1], {}
         for i in reversed(range(len(levels))):
             x = convolution(self.channels[i], self.dtype, name=f"upconv{i}_0")(x)
@@ -44,7 +54,7 @@ class DepthDecoder(nn.Module):
                 x = jnp.concatenate([x, levels[i - 1].astype(x.dtype)], axis=-1)
             x = constrain_batch(convolution(self.channels[i], self.dtype, name=f"upconv{i}_1")(x))
             if i in self.scales:
-                logits = _mirrored_conv(1, self.dtype, f"head{i}")(_mirror(x))
+                logits = _mirrored_conv(1, self.dtype, f"head{i}", start)(_mirror(x))
                 disparity[i] = nn.sigmoid(logits[..., 0].astype(jnp.float32))
         return disparity
 
@@ -66,8 +76,10 @@ def _mirror(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
 
 
-def _mirrored_conv(features: int, dtype: jnp.dtype, name: str) -> nn.Conv:
-    return nn.Conv(features, (3, 3), padding="VALID", dtype=dtype, name=name)
+def _mirrored_conv(
+    features: int, dtype: jnp.dtype, name: str, bias: nn.initializers.Initializer = nn.initializers.zeros
+) -> nn.Conv:
+    return nn.Conv(features, (3, 3), padding="VALID", bias_init=bias, dtype=dtype, name=name)
 
 
 def depth_from_disparity(disparity: jax.Array, focal: jax.Array, width: int) -> jax.Array:

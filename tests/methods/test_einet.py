@@ -400,6 +400,19 @@ def test_depth_learns_from_its_points_and_from_retrieval(network):
         assert largest(by_places[name]) > 0
 
 
+def test_a_fresh_network_predicts_the_depth_it_is_told_to_start_with():
+    cfg = tiny(model__depth_start=12.0, model__cvt__levels=())
+    model, batch = einet.model(cfg), random_batch(cfg, 1, training=False)
+    batch["intrinsics"][..., 0, 0] = 500 * 32 / 640  # the focal length that metres are defined for
+    run = jax.jit(
+        lambda: model.init_with_output(jax.random.key(0), batch, train=False)[0]["camera"]["depth"],
+        compiler_options=RUN_FEW_TIMES,
+    )
+    assert 6 < np.median(run()) < 24
+    with pytest.raises(ConfigError, match=r"start is 90\.0 m; expected a depth between 0\.1 and 80"):
+        abstract(tiny(model__depth_start=90.0))
+
+
 def test_predictions_are_of_the_frame_with_pictures_of_the_cameras(network):
     cfg, variables, forward = network
     batch = random_batch(cfg, 3, training=False)
