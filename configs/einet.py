@@ -23,6 +23,11 @@ The paper trains at one location and evaluates at four: `--config.data.locations
 
 An epoch of `nuscenes` is taken for 7,000 tuples; `python -m data_prep nusc_pr` prints how many there are.
 With another number set optimizer.decay_steps to 5 and train.steps to 20 times that (over the batch).
+
+What to expect of `cpu` is not known: it has not been run to its end, and its target is not shown to be met.
+Training-free references on the same queries: AR@1 of 94 % (FFT of range images, Scan Context) and 70 % (range
+rows), chance 1.4 %; of queries without their own scene, on another lane or in the other direction alone, 81,
+77, 56 and 1.2 %.
 """
 
 import ml_collections
