@@ -124,7 +124,8 @@ def example_variables(model: Any, batch: dict[str, jax.Array]) -> Any:
         lambda: model.init(jax.random.key(0), batch, train=False),
         compiler_options={"xla_backend_optimization_level": 0},
     )()
-    variables["params"]["depth_decoder"]["head0"]["bias"] += _LOGIT
+    head = variables["params"]["depth_decoder"]["head0"]
+    head["bias"] = jnp.full_like(head["bias"], _LOGIT)
     return variables
 
 
