@@ -18,6 +18,7 @@ from data_prep.raw.scan_files import POINT_BYTES, png_size
 from data_prep.raw.scans import Scan
 from data_prep.scan_records import read_points
 from data_prep.sequence_maps import MapFolder
+from placerec_jax.ops.image_size import fitted
 from placerec_jax.ops.point_steps import POINT_UNIT, encode_points
 
 
@@ -126,10 +127,7 @@ def count_points(pairs: Sequence[PairInput], settings: SubmapSettings) -> np.nda
 def _perspective(files: tuple[Path, ...], settings: ImageSettings) -> np.ndarray:
     """The image, shrunk or stretched to the size."""
     pixels = read_png(files[0], cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    smaller = settings.size[0] * settings.size[1] < pixels.shape[0] * pixels.shape[1]
-    return cv2.resize(
-        pixels, settings.size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    )
+    return fitted(pixels, settings.size)
 
 
 def _panorama(files: tuple[Path, ...], settings: ImageSettings) -> np.ndarray:

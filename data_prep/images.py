@@ -12,6 +12,7 @@ import numpy as np
 
 from data_prep.errors import InputError
 from data_prep.raw.frames import Camera
+from placerec_jax.ops.image_size import fitted
 
 JPEG_QUALITY = 95
 
@@ -41,10 +42,7 @@ def fitted_image(camera: Camera, size: tuple[int, int]) -> tuple[bytes, np.ndarr
     height, width = size
     intrinsics = np.array([[width / camera.width], [height / camera.height], [1.0]]) * camera.intrinsics
     if pixels.shape[:2] != (height, width):
-        smaller = height * width < pixels.shape[0] * pixels.shape[1]
-        pixels = cv2.resize(
-            pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-        )
+        pixels = fitted(pixels, size)
         content = encoded(pixels[..., ::-1])
     return content, pixels[..., ::-1], intrinsics
 

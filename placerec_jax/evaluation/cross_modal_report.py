@@ -13,7 +13,18 @@ from placerec_jax.evaluation import cross_modal, cross_modal_pictures, retrieval
 from placerec_jax.evaluation.cross_modal import ALL, ONE_PERCENT, SHOWN
 from placerec_jax.evaluation.cross_modal_pictures import Retrieval, Submap
 from placerec_jax.evaluation.inference import spread
-from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict, csv_file
+from placerec_jax.evaluation.report import (
+    Block,
+    Paragraph,
+    Picture,
+    Row,
+    Section,
+    Table,
+    Verdict,
+    csv_file,
+    percent,
+    percent_with_interval,
+)
 from placerec_jax.evaluation.retrieval import NEVER
 from placerec_jax.evaluation.retrieval_pictures import Curve
 from placerec_jax.ops.point_steps import decode_points
@@ -43,10 +54,10 @@ def direction_table(scores: Mapping[str, Any], direction: str, method: ModuleTyp
         label = "all sequences" if name == ALL else name
         counts = [str(part[key]) for key in ("queries", "database", "without_positive")]
         cells = [
-            _with_interval(part, key) if key == keys[0] else _percent(part["recall"][key]) for key in keys
+            _with_interval(part, key) if key == keys[0] else percent(part["recall"][key]) for key in keys
         ]
         rows.append(Row([label, *counts, *cells], "ours"))
-        rows.append(Row(["chance", "", "", "", *(_percent(part["chance"][key]) for key in keys)], "baseline"))
+        rows.append(Row(["chance", "", "", "", *(percent(part["chance"][key]) for key in keys)], "baseline"))
     figures = [f"{direction}_recall_at_{key}" for key in keys]
     published = [row for row in getattr(method, "PUBLISHED", ()) if not row.keys().isdisjoint(figures)]
     if published:
@@ -95,14 +106,8 @@ def _heading(key: str) -> str:
     return "1 %" if key == ONE_PERCENT else key
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
 def _with_interval(part: Mapping[str, Any], key: str) -> str:
-    bounds = part["interval_95"][key]
-    brackets = "" if bounds is None else f" [{_percent(bounds[0])}, {_percent(bounds[1])}]"
-    return _percent(part["recall"][key]) + brackets
+    return percent_with_interval(part["recall"][key], part["interval_95"][key])
 
 
 # --- Sections -----------------------------------------------------------------------------------------------
@@ -121,7 +126,7 @@ def sections(
     part = scores["directions"][first][ALL]
     names = list(scores["databases"])
     k = str(scores["rule"]["k"][0])
-    ours, chance = _percent(part["recall"][k]), _percent(part["chance"][k])
+    ours, chance = percent(part["recall"][k]), percent(part["chance"][k])
     result: list[Block] = [
         Paragraph(
             f"{part['queries']} queries and {part['database']} database entries in {len(names)} "

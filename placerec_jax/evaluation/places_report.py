@@ -15,12 +15,23 @@ from placerec_jax.evaluation.inference import spread
 from placerec_jax.evaluation.loop_retrieval import KINDS
 from placerec_jax.evaluation.places import ALL, DAY, MODEL, MOVED, OTHER_DATES, OTHER_SCENES, PLAIN
 from placerec_jax.evaluation.places_pictures import Place
-from placerec_jax.evaluation.report import Block, Paragraph, Picture, Row, Section, Table, Verdict, csv_file
+from placerec_jax.evaluation.report import (
+    MISSING,
+    Block,
+    Paragraph,
+    Picture,
+    Row,
+    Section,
+    Table,
+    Verdict,
+    csv_file,
+    percent,
+    percent_with_interval,
+)
 from placerec_jax.evaluation.retrieval import NEVER
 from placerec_jax.evaluation.retrieval_pictures import Curve
 
 GROUPS = {"right": "Queries whose first entry is right", "wrong": "Queries whose first entry is wrong"}
-MISSING = "–"
 
 
 def words(condition: str, scores: Mapping[str, Any]) -> str:
@@ -71,15 +82,15 @@ def recall_table(scores: Mapping[str, Any], condition: str, method: ModuleType) 
         for estimate, parts in scores["estimates"].items():
             part = parts[condition][location]
             first = _with_interval(part, keys[0])
-            cells = [first, *(_percent(part["recall"][key]) for key in keys[1:])]
+            cells = [first, *(percent(part["recall"][key]) for key in keys[1:])]
             other = part["recall_of_all" if scores["rule"]["drop_empty"] else "recall_without_empty"]
             rows.append(
                 Row(
-                    [estimate_name(estimate), *cells, _percent(other[keys[0]])],
+                    [estimate_name(estimate), *cells, percent(other[keys[0]])],
                     "ours" if estimate == MODEL else "baseline",
                 )
             )
-        chance = [_percent(ours["chance"][key]) for key in keys]
+        chance = [percent(ours["chance"][key]) for key in keys]
         rows.append(Row(["chance", *chance, ""], "baseline"))
     if condition == PLAIN:
         rows += _published(method, [f"recall_at_{key}" for key in keys], ("I", "II"))
@@ -139,11 +150,11 @@ def transfer_table(scores: Mapping[str, Any], method: ModuleType) -> Table:
     for condition in scores["rule"]["conditions"]:
         rows.append(Row([words(condition, scores)], "divider"))
         for estimate, parts in scores["estimates"].items():
-            cells = [_percent(parts[condition][location]["recall"][key]) for location in locations]
+            cells = [percent(parts[condition][location]["recall"][key]) for location in locations]
             rows.append(Row([estimate_name(estimate), *cells], "ours" if estimate == MODEL else "baseline"))
         model = scores["estimates"][MODEL][condition]
         rows.append(
-            Row(["chance", *(_percent(model[place]["chance"][key]) for place in locations)], "baseline")
+            Row(["chance", *(percent(model[place]["chance"][key]) for place in locations)], "baseline")
         )
     known = [row for row in getattr(method, "PUBLISHED", ()) if "recall_at_1_by_location" in row]
     if known and key == "1":
@@ -177,9 +188,9 @@ def kinds_table(scores: Mapping[str, Any], condition: str) -> Table:
             continue
         for estimate, parts in scores["estimates"].items():
             part = parts[condition][ALL]["kinds"][kind]
-            cells = [_with_interval(part, keys[0]), *(_percent(part["recall"][key]) for key in keys[1:])]
+            cells = [_with_interval(part, keys[0]), *(percent(part["recall"][key]) for key in keys[1:])]
             rows.append(Row([estimate_name(estimate), *cells], "ours" if estimate == MODEL else "baseline"))
-        rows.append(Row(["chance", *(_percent(ours["chance"][key]) for key in keys)], "baseline"))
+        rows.append(Row(["chance", *(percent(ours["chance"][key]) for key in keys)], "baseline"))
     lane = scores["rule"]["lane_offset_m"]
     return Table(
         caption=f"AR@K in percent by where right entries are, {words(condition, scores)}",
@@ -198,7 +209,7 @@ def own_scene_table(scores: Mapping[str, Any]) -> Table:
         "only": "all right entries of own scene",
     }
     rows = [
-        Row([_place(location), *(_percent(scores["own_scene"][location][key]) for key in heads)])
+        Row([_place(location), *(percent(scores["own_scene"][location][key]) for key in heads)])
         for location in _locations(scores)
     ]
     return Table(
@@ -218,14 +229,8 @@ def _place(location: str) -> str:
     return "all locations" if location == ALL else location
 
 
-def _percent(share: float | None) -> str:
-    return MISSING if share is None else f"{100 * share:.1f}"
-
-
 def _with_interval(part: Mapping[str, Any], key: str) -> str:
-    bounds = part["interval_95"][key]
-    brackets = "" if bounds is None else f" [{_percent(bounds[0])}, {_percent(bounds[1])}]"
-    return _percent(part["recall"][key]) + brackets
+    return percent_with_interval(part["recall"][key], part["interval_95"][key])
 
 
 # --- Sections -----------------------------------------------------------------------------------------------
@@ -250,10 +255,10 @@ def sections(
             f"{plain['queries']} queries and {sum(scores['databases'].values())} database entries at "
             f"{len(locations)} location{'s' * (len(locations) > 1)} ({', '.join(locations)}), scheme "
             f"{cfg.data.scheme}. {plain['without_right']} queries have nothing right to find. AR@{key}: "
-            f"{_percent(plain['recall'][key])} %, chance {_percent(plain['chance'][key])} %; "
-            f"{words(OTHER_SCENES, scores)} {_percent(other['recall'][key])} %, chance "
-            f"{_percent(other['chance'][key])} %. The nearest right entry is of the query's own scene for "
-            f"{_percent(own)} % of the queries."
+            f"{percent(plain['recall'][key])} %, chance {percent(plain['chance'][key])} %; "
+            f"{words(OTHER_SCENES, scores)} {percent(other['recall'][key])} %, chance "
+            f"{percent(other['chance'][key])} %. The nearest right entry is of the query's own scene for "
+            f"{percent(own)} % of the queries."
         )
     ]
     if "target" in scores:

@@ -21,6 +21,7 @@ import numpy as np
 from placerec_jax.errors import UserError
 
 FORMAT = 1
+MISSING = "–"  # a figure that is not defined
 _OPEN_ENTRIES = 8  # longer records, such as the config, are folded on the page
 
 
@@ -219,6 +220,17 @@ def csv_file(columns: Mapping[str, Sequence[Any]], floats: str = ".8g") -> bytes
     for values in zip(*columns.values(), strict=True):
         writer.writerow([format(v, floats) if isinstance(v, np.floating) else v for v in values])
     return text.getvalue().encode()
+
+
+def percent(share: float | None) -> str:
+    """A share, in percent; MISSING for None."""
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def percent_with_interval(share: float | None, bounds: Sequence[float] | None) -> str:
+    """A share with the bounds of its interval, where there is one, in percent."""
+    brackets = "" if bounds is None else f" [{percent(bounds[0])}, {percent(bounds[1])}]"
+    return percent(share) + brackets
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

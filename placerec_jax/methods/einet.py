@@ -17,7 +17,6 @@ many as images have) and w columns. Points are in LiDAR axes (x right, y forward
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,6 +40,7 @@ from placerec_jax.modules.resnet import RESNETS, ResNetLevels
 from placerec_jax.modules.sharding import constrain_batch
 from placerec_jax.modules.torch_names import TorchLayout, lcpr_layouts, resnet_layouts
 from placerec_jax.ops import depth_supervision, range_image, scan_views, triplet
+from placerec_jax.ops.image_size import fitted
 from placerec_jax.ops.point_steps import decode_points
 from placerec_jax.ops.range_image import SphericalGrid
 from placerec_jax.ops.rigid import rigid_inverse
@@ -277,7 +277,7 @@ class Source:
             scale = np.diag([size[1] / image.shape[1], size[0] / image.shape[0], 1.0])
             intrinsics[slot] = scale @ record["intrinsics"][camera]
             if mask[slot]:
-                images[slot] = _resized(image, size)
+                images[slot] = fitted(image, size)
         lidar_T_camera = rigid_inverse(record["camera_T_lidar"][self._cameras].astype(np.float64))
         found = {
             "images": images,
@@ -408,14 +408,6 @@ def recoloured(
         name: part.reshape(picture.shape)
         for (name, picture), part in zip(pictures.items(), parts, strict=True)
     }
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8 → (*size, 3)."""
-    if image.shape[:2] == size:
-        return image
-    smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
 # --- The network

@@ -13,7 +13,6 @@ them, D descriptor.
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ from placerec_jax.modules.point_tokenizer import PointTokenizer
 from placerec_jax.modules.point_transformer import PointTransformer
 from placerec_jax.modules.vit import POSITION_INITS, EncodedTokens, ViT, patch_grid, variant_sizes
 from placerec_jax.ops import contrastive, pointset, relations
+from placerec_jax.ops.image_size import fitted
 from placerec_jax.ops.point_steps import decode_points
 from placerec_jax.ops.unit_norm import unit_norm
 
@@ -200,7 +200,7 @@ class Source:
 
     def _seen(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A record → image (H, W, 3) uint8 of the network's size and (n, 3) points, no more than it takes."""
-        image = _resized(record["image"], tuple(self._cfg.model.image.size))
+        image = fitted(record["image"], tuple(self._cfg.model.image.size))
         xyz = decode_points(record["point_steps"])
         points, mask = submaps.sample_points(xyz, self._cfg.model.points.num, rng)
         return image, points[mask]
@@ -280,14 +280,6 @@ def turned(points: np.ndarray, angle: float) -> np.ndarray:
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     x, y, z = points.T
     return np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8 → (*size, 3)."""
-    if image.shape[:2] == size:
-        return image
-    smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
 # --- The network
