@@ -305,7 +305,7 @@ def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dic
                 )
                 for part, names in [*((name, [name]) for name in tasks), (ALL, list(tasks))]
             }
-    if cfg.eval.get("target"):
+    if cfg.eval.get("target") and _named_references(cfg) <= set(scores["estimates"]):
         scores["target"] = targets.judge(
             cfg.eval.target,
             summarize(scores),
@@ -316,6 +316,21 @@ def score(cfg: ml_collections.ConfigDict, rows: Mapping[str, np.ndarray]) -> dic
             int(cfg.eval.get("min_database", 1)),
         )
     return scores
+
+
+def _named_references(cfg: ml_collections.ConfigDict) -> set[str]:
+    """What the target compares with. Training's evaluation scores no references: it judges no such target.
+
+    Raises ConfigError for one that no evaluation would score.
+    """
+    named = set(cfg.eval.target.get("references", ()))
+    unknown = sorted(named - set(cfg.eval.get("references", ())))
+    if unknown:
+        raise ConfigError(
+            f"config.eval.target.references names {unknown[0]!r}; expected some of config.eval.references, "
+            f"{sorted(cfg.eval.get('references', ()))}"
+        )
+    return named
 
 
 def figures(rule: Rule, answers: Answers, kind: np.ndarray, scene: np.ndarray) -> dict[str, Any]:
